@@ -1,0 +1,65 @@
+package device
+
+import (
+	"time"
+
+	"mars/logfile"
+)
+
+// Mode is what an Engine is doing.
+type Mode int
+
+// The modes of an Engine.
+const (
+	Idle       Mode = iota // neither replays nor logs
+	Replaying              // secondary: records of the followed log are applied as they become durable
+	Recovering             // primary: the own log is being scanned
+	Logging                // primary: writes are accepted
+	Error                  // primary: the log failed, writes get EIO
+	Closed
+)
+
+func (m Mode) String() string {
+	return [...]string{"idle", "replaying", "recovering", "logging", "error", "closed"}[m]
+}
+
+// Counters count since OpenEngine.
+type Counters struct {
+	ReadOps, ReadBytes      int64 // clients
+	WriteOps, WriteBytes    int64 // clients, TRIM and WRITE_ZEROES included
+	FlushOps                int64
+	ReplayOps, ReplayBytes  int64 // records and payload bytes taken from logs by replay or recovery
+	LogBytes                int64 // bytes appended to own logs
+	WritebackOps            int64 // writes to the disk
+	WritebackBytes          int64 // bytes written to the disk, zeroed ranges excluded
+	Cycles, FailedCycles    int64 // writeback cycles
+	SyncSame, SyncDifferent int64 // bytes compared by full sync
+	SyncRepeated, LogSyncs  int64 // chunks thrown away by full sync; fdatasyncs of the own log asked for by the engine
+	WriterWaits             int64 // writers that waited for room in the index
+	WriterWaited            time.Duration
+}
+
+// Status is a snapshot of an Engine.
+type Status struct {
+	Mode     Mode
+	Size     int64
+	Current  logfile.Name     // log that is written or replayed
+	Applied  logfile.Position // MIN: everything before is on the disk
+	DirtyEnd int64            // end of the dirty zone in Applied.Log; == Applied.Offset if the disk is exactly there
+	// IngestEnd is how far records are in the index: what reads see.
+	IngestEnd logfile.Position
+	// LogEnd and LogDurable belong to Current: its length and durable length.
+	LogEnd, LogDurable int64
+
+	Extents    int   // held in the index
+	DirtyBytes int64 // device bytes that the disk lacks (zeroed ranges excluded)
+	LogBacklog int64 // log bytes between Applied and IngestEnd
+
+	Replay     bool  // the replay switch
+	ReplayErr  error // *logfile.TornError or *logfile.CorruptError: replay stopped there
+	DiskErr    error // writeback is failing and being retried
+	LogErr     error // the own log failed
+	JournalErr error
+
+	Counters Counters
+}
