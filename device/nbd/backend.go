@@ -1,0 +1,58 @@
+package nbd
+
+// OpKind says what an Op does to its range.
+type OpKind uint8
+
+// The kinds of Op.
+const (
+	OpWrite  OpKind = iota // Data goes to Off; Len is len(Data)
+	OpTrim                 // the range is no longer needed; Data is nil
+	OpZeroes               // the range reads as zeroes afterwards; Data is nil
+)
+
+// Op is one request that changes the device.
+type Op struct {
+	Kind OpKind
+	Off  int64
+	Len  int64  // > 0, and Off+Len is at most Backend.Size
+	Data []byte // OpWrite only; memory of the server, valid until Submit returns
+	// FUA tells that the client waits until this very request is durable. The
+	// server calls Backend.Sync itself; a backend need not look at it.
+	FUA    bool
+	NoHole bool // OpZeroes only: the range must stay allocated
+}
+
+// Backend is a block device. All methods are called concurrently, from all
+// connections of the export. No call reaches beyond Size, none is empty.
+//
+// An error is answered to the client as the errno that errors.Is finds in it
+// (see Errno); its text goes along if the client understands structured replies.
+// A panic is not recovered: it means that the device lies, and must be seen.
+type Backend interface {
+	// Size is the length of the device in bytes. It is asked again for every
+	// request, so a device may grow while it is open. It must not block.
+	Size() int64
+	// ReadAt fills p from off. It may block. A read sees every write whose
+	// Submit has returned.
+	ReadAt(p []byte, off int64) error
+	// TryReadAt is ReadAt for those who must not wait: it answers at memory speed
+	// or says done == false, leaving p undefined and the work to ReadAt.
+	TryReadAt(p []byte, off int64) (done bool, err error)
+	// Submit carries out ops in this order. When it returns nil all of them are
+	// acknowledged to the client, except those with FUA; after an error none is,
+	// and each may or may not have happened. It blocks only for back-pressure.
+	// The slice and the memory of Data belong to the server again afterwards.
+	Submit(ops []Op) error
+	// Sync calls done, once, from any goroutine or before it returns, as soon as
+	// everything whose Submit returned before is durable, whichever connection it
+	// came from. It must not block. done does not block either.
+	Sync(done func(error))
+}
+
+// Export is a Backend under a name.
+type Export struct {
+	Name        string // at most 4096 bytes
+	Description string // for people, shown by `nbdinfo --list`; at most 4096 bytes
+	Backend     Backend
+	ReadOnly    bool
+}

@@ -1,0 +1,226 @@
+package nbd
+
+import (
+	"sync"
+
+	"mars/internal/nbdproto"
+)
+
+// batch are the requests that are executed together: what one receive has delivered.
+type batch struct {
+	ops     []Op      // for Submit; Data aliases the receive buffer
+	opReqs  []request // of ops
+	reads   []request
+	flushes []uint64 // handles
+	trivial []uint64 // handles of requests with nothing to do
+	refused []refused
+	disc    bool
+
+	// A refused request whose payload is still being skipped.
+	skipped request
+	why     *refusal
+}
+
+type refused struct {
+	r   request
+	why *refusal
+}
+
+func (b *batch) len() int {
+	n := len(b.opReqs) + len(b.reads) + len(b.flushes) + len(b.trivial) + len(b.refused)
+	if b.disc {
+		n++
+	}
+	return n
+}
+
+func (b *batch) reset() {
+	clear(b.ops) // drops references to payloads
+	b.ops, b.opReqs, b.reads = b.ops[:0], b.opReqs[:0], b.reads[:0]
+	b.flushes, b.trivial, b.refused = b.flushes[:0], b.trivial[:0], b.refused[:0]
+	b.disc = false
+}
+
+func (b *batch) refuse(r request, why *refusal) {
+	b.refused = append(b.refused, refused{r, why})
+}
+
+// add takes a checked request.
+func (b *batch) add(r request, data []byte) {
+	switch r.cmd {
+	case nbdproto.CmdDisc:
+		b.disc = true
+		return
+	case nbdproto.CmdFlush:
+		b.flushes = append(b.flushes, r.handle)
+		return
+	case nbdproto.CmdRead:
+		b.reads = append(b.reads, r)
+		return
+	case nbdproto.CmdCache:
+		b.trivial = append(b.trivial, r.handle)
+		return
+	}
+	if r.length == 0 {
+		b.trivial = append(b.trivial, r.handle)
+		return
+	}
+	op := Op{Off: int64(r.off), Len: int64(r.length), FUA: r.fua()}
+	switch r.cmd {
+	case nbdproto.CmdWrite:
+		op.Kind, op.Data = OpWrite, data
+	case nbdproto.CmdTrim:
+		op.Kind = OpTrim
+	case nbdproto.CmdWriteZeroes:
+		op.Kind, op.NoHole = OpZeroes, r.flags&nbdproto.CmdFlagNoHole != 0
+	}
+	b.ops = append(b.ops, op)
+	b.opReqs = append(b.opReqs, r)
+}
+
+// execute carries out the batch: writes in one Submit, then one Sync for whatever
+// waits for durability, then the reads. What can be answered at once is answered in one write.
+func (c *conn) execute() {
+	b := &c.batch
+	total := b.len()
+	if b.disc {
+		total--
+	}
+	c.exp.inflight.Add(int64(total))
+	now := total // requests answered by this goroutine
+	for _, h := range b.trivial {
+		c.replyOK(h)
+	}
+	for _, f := range b.refused {
+		c.replyError(f.r.handle, f.why.errno, f.why.text)
+	}
+	now -= c.submit()
+	for i := range b.reads {
+		if !c.read(b.reads[i]) {
+			now--
+		}
+	}
+	c.exp.inflight.Add(-int64(now))
+	c.flushReplies()
+}
+
+// submit carries out the writes and starts the sync. It returns the number of
+// requests that the sync will answer.
+func (c *conn) submit() int {
+	b := &c.batch
+	var err error
+	if len(b.ops) > 0 {
+		err = c.exp.Backend.Submit(b.ops)
+	}
+	var s *syncWait
+	if len(b.flushes) > 0 {
+		s = newSyncWait(c)
+		s.handles = append(s.handles, b.flushes...)
+	}
+	for i := range b.opReqs {
+		r := &b.opReqs[i]
+		switch {
+		case err != nil:
+			c.replyError(r.handle, Errno(err), err.Error())
+		case r.fua():
+			if s == nil {
+				s = newSyncWait(c)
+			}
+			s.handles = append(s.handles, r.handle)
+		default:
+			c.replyOK(r.handle)
+		}
+	}
+	if s == nil {
+		return 0
+	}
+	n := len(s.handles)
+	c.out.expect(n)
+	// Acknowledgements of plain writes do not wait for the disk: Sync does not block.
+	c.exp.Backend.Sync(s.fn)
+	return n
+}
+
+// syncWait are requests that wait for Backend.Sync.
+type syncWait struct {
+	c       *conn
+	handles []uint64
+	fn      func(error) // done, made once
+}
+
+var syncWaits sync.Pool
+
+func newSyncWait(c *conn) *syncWait {
+	s, ok := syncWaits.Get().(*syncWait)
+	if !ok {
+		s = &syncWait{}
+		s.fn = s.done
+	}
+	s.c = c
+	return s
+}
+
+// done is the callback of Backend.Sync. It does not block.
+func (s *syncWait) done(err error) {
+	c, n := s.c, len(s.handles)
+	var b *buffer
+	if err == nil {
+		b = getBuffer(n * nbdproto.SimpleReplySize)
+		for _, h := range s.handles {
+			putOK(b, h)
+		}
+	} else {
+		errno, text := Errno(err), errorText(err.Error())
+		b = getBuffer(n * errorReplySize(text))
+		for _, h := range s.handles {
+			putError(b, c.structured, h, errno, text)
+		}
+	}
+	s.c, s.handles = nil, s.handles[:0]
+	syncWaits.Put(s)
+	c.exp.inflight.Add(-int64(n))
+	c.out.post(b, n, 0)
+}
+
+// maxInlineRead is the longest read that the connection's goroutine copies itself.
+const maxInlineRead = 256 << 10
+
+// read answers a read, or leaves it to a worker and returns false.
+func (c *conn) read(r request) bool {
+	n := int(r.length)
+	if n == 0 {
+		c.replyData(r)
+		return true
+	}
+	if n <= maxInlineRead {
+		p := c.replyData(r)
+		done, err := c.exp.Backend.TryReadAt(p, int64(r.off))
+		if done && err == nil {
+			return true
+		}
+		c.replies.undo()
+		if done {
+			c.replyError(r.handle, Errno(err), err.Error())
+			return true
+		}
+	}
+	reserved := int64(n + replyRoom)
+	if !c.out.fits(reserved) {
+		c.flushReplies() // nothing may be held back while we wait
+	}
+	c.out.reserve(reserved)
+	c.exp.queueRead(readJob{c, r})
+	return false
+}
+
+// serveRead runs in a worker.
+func (c *conn) serveRead(r request) {
+	b := getBuffer(int(r.length) + replyRoom)
+	p := putData(b, c.structured, r)
+	if err := c.exp.Backend.ReadAt(p, int64(r.off)); err != nil {
+		b.n = 0
+		putError(b, c.structured, r.handle, Errno(err), errorText(err.Error()))
+	}
+	c.exp.inflight.Add(-1)
+	c.out.post(b, 1, int64(r.length)+replyRoom)
+}
