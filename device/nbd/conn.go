@@ -129,6 +129,10 @@ func (c *conn) loop() error {
 			return err
 		}
 		c.execute()
+		if c.rx.large != nil {
+			c.rx.large.free() // an idle connection keeps no large memory
+			c.rx.large = nil
+		}
 		if c.batch.disc {
 			return errDisconnected
 		}
@@ -194,12 +198,8 @@ func (x *receiver) fill(want int) error {
 // there already, at most room.
 func (c *conn) receive(room int) error {
 	c.batch.reset()
-	if c.rx.large != nil {
-		c.rx.large.free()
-		c.rx.large = nil
-	}
-	lim := limits{size: c.exp.Backend.Size(), trans: c.exp.trans, structured: c.structured}
 	for {
+		lim := limits{size: c.exp.Backend.Size(), trans: c.exp.trans, structured: c.structured}
 		want, err := c.decode(lim, room)
 		if c.batch.len() > 0 {
 			return nil // an error comes back next time, behind what was in front of it

@@ -43,6 +43,15 @@ func (o *outbox) room() (int, error) {
 	return o.maxRequests - o.waiting, o.err
 }
 
+// waitBytes waits until the bytes held are within the limit.
+func (o *outbox) waitBytes() {
+	o.mu.Lock()
+	for o.err == nil && o.held >= o.maxBytes {
+		o.cond.Wait()
+	}
+	o.mu.Unlock()
+}
+
 // fits tells whether reserve would not wait.
 func (o *outbox) fits(n int64) bool {
 	o.mu.Lock()

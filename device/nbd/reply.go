@@ -101,6 +101,7 @@ func (c *conn) space(n int) *buffer {
 		q.bytes += b.n
 		if q.bytes >= flushAt {
 			c.flushReplies()
+			c.out.waitBytes()
 		}
 	}
 	size := n
@@ -131,10 +132,14 @@ func (c *conn) replyData(r request) []byte {
 // flushReplies hands everything composed to the outbox.
 func (c *conn) flushReplies() {
 	q := &c.replies
-	if len(q.list) == 0 {
-		return
+	k := len(q.list)
+	if k > 0 && q.list[k-1].n == 0 { // its only reply was undone
+		k--
+		q.list[k].free()
 	}
-	c.out.send(q.list)
+	if k > 0 {
+		c.out.send(q.list[:k])
+	}
 	clear(q.list)
 	q.list, q.bytes, q.mark = q.list[:0], 0, 0
 }

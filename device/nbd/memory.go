@@ -1,0 +1,95 @@
+package nbd
+
+import "sync"
+
+// memoryPage is the unit of allocation of Memory, in bytes.
+const memoryPage = 64 << 10
+
+// Memory is a Backend in RAM, the twin of a real device for tests and benchmarks. It is sparse: pages that
+// were never written, or trimmed or zeroed as a whole, cost nothing. Nothing of it is durable.
+type Memory struct {
+	size  int64
+	mu    sync.RWMutex
+	pages map[int64][]byte // by number
+}
+
+// NewMemory returns a device of size zero bytes.
+func NewMemory(size int64) *Memory {
+	return &Memory{size: size, pages: make(map[int64][]byte)}
+}
+
+// Size implements Backend.
+func (m *Memory) Size() int64 { return m.size }
+
+// ReadAt implements Backend.
+func (m *Memory) ReadAt(p []byte, off int64) error {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	m.walk(off, int64(len(p)), func(page int64, in, n int) {
+		if b := m.pages[page]; b != nil {
+			copy(p[:n], b[in:])
+		} else {
+			clear(p[:n])
+		}
+		p = p[n:]
+	})
+	return nil
+}
+
+// TryReadAt implements Backend.
+func (m *Memory) TryReadAt(p []byte, off int64) (bool, error) { return true, m.ReadAt(p, off) }
+
+// Submit implements Backend.
+func (m *Memory) Submit(ops []Op) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i := range ops {
+		m.apply(&ops[i])
+	}
+	return nil
+}
+
+// Sync implements Backend.
+func (m *Memory) Sync(done func(error)) { done(nil) }
+
+// Pages is the number of allocated pages of 64 KiB.
+func (m *Memory) Pages() int {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return len(m.pages)
+}
+
+func (m *Memory) apply(op *Op) {
+	data := op.Data
+	m.walk(op.Off, op.Len, func(page int64, in, n int) {
+		b := m.pages[page]
+		if op.Kind == OpWrite {
+			if b == nil {
+				b = make([]byte, memoryPage)
+				m.pages[page] = b
+			}
+			copy(b[in:], data[:n])
+			data = data[n:]
+			return
+		}
+		switch {
+		case n == memoryPage && !op.NoHole:
+			delete(m.pages, page)
+		case b != nil:
+			clear(b[in : in+n])
+		case op.NoHole:
+			m.pages[page] = make([]byte, memoryPage)
+		}
+	})
+}
+
+// walk calls f for each piece of a range that lies in one page.
+func (m *Memory) walk(off, length int64, f func(page int64, in, n int)) {
+	for length > 0 {
+		in := off % memoryPage
+		n := min(memoryPage-in, length)
+		f(off/memoryPage, int(in), int(n))
+		off += n
+		length -= n
+	}
+}
