@@ -1,0 +1,335 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"mars/device"
+	"mars/logfile"
+	"mars/symlinktree"
+)
+
+// act executes one step. Steps that wait for the disk or the log run in the
+// background (begin); the others are immediate.
+func (w *worker) act(a Action) {
+	switch a := a.(type) {
+	case Attach:
+		w.begin("attach", w.attach)
+	case Detach:
+		w.begin("detach", w.detach)
+	case Recover:
+		w.begin("recover", func(ctx context.Context) (func(), error) { return w.recoverLog(ctx, a.Force) })
+	case Replay:
+		w.begin(a.String(), func(ctx context.Context) (func(), error) { return nil, w.setReplay(ctx, a.On) })
+	case Next:
+		w.begin(a.String(), func(context.Context) (func(), error) { return nil, w.nextLog(a.Log) })
+	case Lead:
+		w.begin(a.String(), func(context.Context) (func(), error) {
+			return func() { w.recovered = true }, w.lead(a.Log)
+		})
+	case Yield:
+		x := w.export
+		w.begin("yield", func(ctx context.Context) (func(), error) {
+			return func() { w.export = nil }, w.yield(ctx, x)
+		})
+	case Rotate:
+		w.begin(a.String(), func(context.Context) (func(), error) { return nil, w.rotate(a.Log) })
+	case Refetch:
+		w.refetches.add(a.Log, a.At)
+		w.begin(a.String(), func(ctx context.Context) (func(), error) { return nil, w.refetch(ctx, a) })
+	case Export:
+		w.openExport()
+	case Fetch:
+		w.startFetch(FetchFact(a))
+	case StopFetch:
+		w.stopFetch()
+	case Sync:
+		w.startSync(a)
+	case StopSync:
+		w.stopSync()
+	default:
+		panic(fmt.Sprintf("no executor for %T", a))
+	}
+}
+
+// attach opens disk and engine at the position of the replay link. The chain is
+// opened anew: an administrator may have changed logfiles while detached.
+func (w *worker) attach(ctx context.Context) (func(), error) {
+	s := w.n.tree.Snapshot()
+	in := readIntent(s, w.r, w.n.cfg.Node)
+	disk, err := device.OpenDisk(w.n.cfg.FS, in.disk)
+	if err != nil {
+		return nil, err
+	}
+	w.n.put(w.r.ActSizePath(w.n.cfg.Node), fmt.Sprint(disk.Size()))
+	chain, err := logfile.OpenChain(w.n.cfg.FS, w.dir())
+	if err != nil {
+		return nil, errors.Join(err, disk.Close())
+	}
+	from := logfile.Position{Log: logfile.Name{Seq: in.pos.Seq, Host: in.pos.Origin}, Offset: in.pos.Min}
+	eng, err := device.OpenEngine(ctx, device.EngineConfig{
+		Resource: string(w.r), Host: w.n.cfg.Node, Disk: disk, Chain: chain, Size: in.size,
+		Journal: &journal{w}, Now: func() time.Time { return w.n.tree.Clock().Now().Time() }, Log: w.log,
+		Durability: w.n.cfg.Durability, SyncInterval: w.n.cfg.SyncInterval, WritebackAge: w.n.cfg.WritebackAge,
+		Events: w.event,
+	}, from, in.pos.Min+in.pos.Len)
+	if err != nil {
+		return nil, errors.Join(err, chain.Close(), disk.Close())
+	}
+	return func() {
+		old, _ := w.shared.get()
+		w.disk, w.recovered = disk, false
+		w.shared.set(chain, eng)
+		if old != nil {
+			old.Close()
+		}
+	}, nil
+}
+
+func (w *worker) event(e device.Event) {
+	if e.Err != nil {
+		w.log.Warn("engine", "event", e.Kind.String(), keyPos, e.Position.String(), keyErr, e.Err)
+	}
+	w.kick()
+}
+
+// detach closes everything; only then is it reported (P6).
+func (w *worker) detach(ctx context.Context) (func(), error) {
+	eng := w.engine()
+	var err error
+	if _, member := w.n.tree.Get(w.r.DataPath(w.n.cfg.Node)); member {
+		err = eng.SetReplay(ctx, false)
+	}
+	if x := w.export; x != nil {
+		err = errors.Join(err, x.close())
+	}
+	if cerr := eng.Close(); cerr != nil {
+		err = errors.Join(err, cerr)
+	}
+	if cerr := w.disk.Close(); cerr != nil {
+		err = errors.Join(err, cerr)
+	}
+	// A close that failed has closed nevertheless: what is missing on the disk is
+	// in the log, and the replay link says so.
+	return func() {
+		chain, _ := w.shared.get()
+		w.shared.set(chain, nil)
+		w.disk, w.export = nil, nil
+	}, err
+}
+
+// recoverLog finds the real end of the own logs after a restart and says so in
+// the version links, whatever they said before (reference symlink-tree 4.8).
+func (w *worker) recoverLog(ctx context.Context, force bool) (func(), error) {
+	chain, eng := w.shared.get()
+	end, torn, err := eng.Recover(ctx, force)
+	if err != nil {
+		return nil, err
+	}
+	if torn > 0 {
+		w.log.Warn("cut an unfinished record off the end of the own log; nothing in it was acknowledged", keyPos, end.String(), "bytes", torn)
+	}
+	for _, l := range w.ownLogs() {
+		size, err := chain.Durable(l)
+		if err != nil {
+			return nil, err
+		}
+		chain.Seal(l)
+		if err := w.publishVersion(l, size); err != nil {
+			return nil, err
+		}
+	}
+	return func() { w.recovered = true }, w.n.tree.SyncDir(w.r.Dir())
+}
+
+// ownLogs are this node's logs from the replay position on, ascending.
+func (w *worker) ownLogs() []logfile.Name {
+	chain, eng := w.shared.get()
+	from := eng.Status().Applied.Log
+	list, err := chain.List()
+	if err != nil {
+		return nil
+	}
+	var own []logfile.Name
+	for _, l := range list {
+		if l.Name.Host == w.n.cfg.Node && l.Name.Seq >= from.Seq {
+			if n := len(own); n > 0 && own[n-1].Seq+1 != l.Name.Seq {
+				break
+			}
+			own = append(own, l.Name)
+		}
+	}
+	return own
+}
+
+func (w *worker) setReplay(ctx context.Context, on bool) error {
+	eng := w.engine()
+	if on {
+		if err := eng.Follow(eng.Status().Current); err != nil {
+			return err
+		}
+	}
+	return eng.SetReplay(ctx, on)
+}
+
+// nextLog goes over to the following log. Our version link of the old one is
+// final before the new one is mentioned.
+func (w *worker) nextLog(next logfile.Name) error {
+	chain, eng := w.shared.get()
+	cur := eng.Status().Current
+	size, err := chain.Durable(cur)
+	if err != nil {
+		return err
+	}
+	chain.Seal(cur)
+	if err := w.publishVersion(cur, size); err != nil {
+		return err
+	}
+	if err := eng.NextLog(next); err != nil {
+		return err
+	}
+	have, err := chain.Durable(next)
+	if err != nil {
+		return err
+	}
+	return w.publishVersion(next, have)
+}
+
+// lead opens the own log and says so before the device appears.
+func (w *worker) lead(next logfile.Name) error {
+	chain, eng := w.shared.get()
+	cur := eng.Status().Current
+	if cur != next {
+		size, err := chain.Durable(cur)
+		if err != nil {
+			return err
+		}
+		chain.Seal(cur)
+		if err := w.publishVersion(cur, size); err != nil {
+			return err
+		}
+	}
+	if err := eng.StartLogging(next); err != nil {
+		return err
+	}
+	return w.announce(next)
+}
+
+// rotate goes on in the next own log. The engine syncs the old one before it
+// acknowledges anything in the new one; its final length is published first.
+func (w *worker) rotate(next logfile.Name) error {
+	chain, eng := w.shared.get()
+	cur := eng.Status().Current
+	if err := eng.Rotate(next); err != nil {
+		return err
+	}
+	size, err := chain.Durable(cur)
+	if err != nil {
+		return err
+	}
+	if err := w.publishVersion(cur, size); err != nil {
+		return err
+	}
+	return w.announce(next)
+}
+
+// announce publishes a new own log, durably: peers build on it.
+func (w *worker) announce(log logfile.Name) error {
+	if err := w.publishVersion(log, 0); err != nil {
+		return err
+	}
+	if v, _ := w.n.tree.Get(w.r.MaxNrPath()); number(v) < int64(log.Seq) {
+		if err := w.n.tree.Set(w.r.MaxNrPath(), fmt.Sprint(log.Seq)); err != nil {
+			return err
+		}
+	}
+	return w.n.tree.SyncDir(w.r.Dir())
+}
+
+// yield ends the primary role. The device vanishes only when the disk has
+// everything: whoever waits for it to go may take the disk then.
+func (w *worker) yield(ctx context.Context, x *export) error {
+	chain, eng := w.shared.get()
+	if err := eng.WriteBack(ctx); err != nil {
+		return err
+	}
+	if x != nil {
+		if err := x.close(); err != nil {
+			return err
+		}
+	}
+	if err := eng.StopLogging(ctx); err != nil {
+		return err
+	}
+	cur := eng.Status().Current
+	size, err := chain.Durable(cur)
+	if err != nil {
+		return err
+	}
+	if err := w.publishVersion(cur, size); err != nil {
+		return err
+	}
+	return w.n.tree.SyncDir(w.r.Dir())
+}
+
+// refetch cuts a damaged copy back to its last good record; fetching goes on
+// from there.
+func (w *worker) refetch(ctx context.Context, a Refetch) error {
+	chain, eng := w.shared.get()
+	w.log.Warn("fetching a damaged part of a logfile again", keyLog, a.Log.String(), keyPos, a.At)
+	if err := eng.SetReplay(ctx, false); err != nil {
+		return err
+	}
+	return chain.Truncate(a.Log, a.At)
+}
+
+func (w *worker) openExport() {
+	x, err := w.n.exports.open(string(w.r), w.engine())
+	if err != nil {
+		w.backoff.fail(fmt.Sprintf("export %s: %v", w.r, err), w.kick)
+		w.log.Error("cannot export the device", keyErr, err)
+		return
+	}
+	w.export = x
+	w.log.Info("device appears", keyPath, x.unix.Path())
+	w.kick()
+}
+
+// publishVersion writes this node's version link of a log whose length here is
+// pos, chained to its own link of the log before (reference symlink-tree 4.8).
+func (w *worker) publishVersion(log logfile.Name, pos int64) error {
+	prev := ""
+	if log.Seq > 1 {
+		prev, _ = w.n.tree.Get(w.r.VersionPath(log.Seq-1, w.n.cfg.Node))
+	}
+	v := symlinktree.NewVersion(log.Seq, log.Host, pos, prev)
+	return w.n.tree.Set(w.r.VersionPath(log.Seq, w.n.cfg.Node), v.String())
+}
+
+// journal publishes the engine's position as the replay link. Both statements
+// must survive a power cut: Dirty before the disk is touched, Checkpoint before
+// anybody deletes the log below it.
+type journal struct{ w *worker }
+
+func (j *journal) Dirty(log logfile.Name, min, end int64) error {
+	return j.put(log, min, end)
+}
+
+func (j *journal) Checkpoint(log logfile.Name, min, end int64) error {
+	return j.put(log, min, end)
+}
+
+func (j *journal) put(log logfile.Name, min, end int64) error {
+	w := j.w
+	t := w.n.tree
+	if _, member := t.Get(w.r.DataPath(w.n.cfg.Node)); !member {
+		return fmt.Errorf("%s is no longer a member of %s: its position is not written any more", w.n.cfg.Node, w.r)
+	}
+	v := symlinktree.Replay{Seq: log.Seq, Origin: log.Host, Min: min, Len: end - min}
+	if err := t.Set(w.r.ReplayPath(w.n.cfg.Node), v.String()); err != nil {
+		return err
+	}
+	return t.SyncDir(w.r.Dir())
+}

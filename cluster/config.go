@@ -1,0 +1,141 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+	"time"
+
+	"mars/device"
+	"mars/internal/vfs"
+	"mars/symlinktree"
+)
+
+// DefaultPort is the gossip port; data is on the next one (DESIGN section 6).
+const DefaultPort = 7777
+
+// Config of a Node. The zero value of a field that Default fills is invalid.
+type Config struct {
+	Root       string // the /mars directory
+	Node       string // this node's name
+	Bind       string // ADDR:PORT of gossip (UDP and TCP); data is on PORT+1
+	SecretFile string // the cluster secret, mode 0600, outside Root
+	Secret     string // the secret itself (from MARS_SECRET); wins over SecretFile
+	NBDDir     string // directory of the unix sockets, one per exported resource
+	NBDTCP     string // ADDR:PORT of an additional NBD listener for all exports, "" = off
+
+	Durability    device.Durability
+	LogRotateSize int64 // bytes at which a primary starts its next log, 0 = only on demand
+
+	Gossip bool // membership and hints by gossip; everything works, slower, without
+
+	// Intervals. Each can be set down to milliseconds.
+	Heartbeat    time.Duration // age at which actual-NODE/time is renewed
+	AliveWindow  time.Duration // a peer without news for longer counts as silent
+	Publish      time.Duration // progress links change at most this often
+	Scan         time.Duration // a resource is looked at this often without a cue
+	AntiEntropy  time.Duration // digests are compared this often although nothing seems missing
+	RetryMin     time.Duration // reconnect: first pause; doubles, with jitter ...
+	RetryMax     time.Duration // ... up to this
+	FirstContact time.Duration // a node that starts waits at most so long for members before it becomes primary
+	SyncInterval time.Duration // background sync of the log: what peers may fetch lags by it
+	WritebackAge time.Duration // dirty data older than this is written to the disk
+
+	FS  vfs.FS
+	Now func() time.Time // wall clock; tests make it jump
+	Log *slog.Logger
+}
+
+// DefaultConfig returns the settings of a node with name and root.
+func DefaultConfig(root, node string) Config {
+	return Config{
+		Root: root, Node: node,
+		Bind:          net.JoinHostPort("0.0.0.0", strconv.Itoa(DefaultPort)),
+		SecretFile:    "/etc/mars/secret",
+		NBDDir:        "/run/mars",
+		LogRotateSize: 32 << 30, // the original's logrot_auto_gb
+		Gossip:        true,
+		Heartbeat:     time.Second,
+		AliveWindow:   30 * time.Second, // the original's alive_window
+		Publish:       100 * time.Millisecond,
+		Scan:          time.Second,
+		AntiEntropy:   time.Minute,
+		RetryMin:      200 * time.Millisecond,
+		RetryMax:      5 * time.Second,
+		FirstContact:  5 * time.Second,
+		SyncInterval:  20 * time.Millisecond,
+		WritebackAge:  2 * time.Second,
+		FS:            vfs.OS,
+		Now:           time.Now,
+		Log:           slog.Default(),
+	}
+}
+
+// Validate names everything that is wrong with the configuration.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if err := symlinktree.ValidName(c.Node); err != nil {
+		bad("node name: %w", err)
+	}
+	if c.Root == "" || c.Root[0] != '/' {
+		bad("root %q is not an absolute path", c.Root)
+	} else if st, err := os.Stat(c.Root); err != nil {
+		bad("root: %w", err)
+	} else if !st.IsDir() {
+		bad("root %s is not a directory", c.Root)
+	}
+	if _, _, err := splitBind(c.Bind); err != nil {
+		bad("bind: %w", err)
+	}
+	if c.Secret == "" && c.SecretFile == "" {
+		bad("no cluster secret: name its file")
+	}
+	for name, d := range map[string]time.Duration{"heartbeat": c.Heartbeat, "alive window": c.AliveWindow, "publish": c.Publish,
+		"scan": c.Scan, "anti-entropy": c.AntiEntropy, "retry minimum": c.RetryMin, "retry maximum": c.RetryMax} {
+		if d <= 0 {
+			bad("interval %s must be positive", name)
+		}
+	}
+	if c.LogRotateSize < 0 {
+		bad("log rotate size %d is negative", c.LogRotateSize)
+	}
+	return errors.Join(errs...)
+}
+
+// splitBind parses ADDR[:PORT] of the gossip port.
+func splitBind(bind string) (host string, port int, err error) {
+	host, p, err := net.SplitHostPort(bind)
+	if err != nil {
+		host, p = bind, strconv.Itoa(DefaultPort)
+		if net.ParseIP(host) == nil {
+			return "", 0, fmt.Errorf("%q is not ADDR or ADDR:PORT", bind)
+		}
+	}
+	port, err = strconv.Atoi(p)
+	if err != nil || port < 1 || port > 65534 {
+		return "", 0, fmt.Errorf("%q: port must be 1..65534 (data uses the next one)", bind)
+	}
+	return host, port, nil
+}
+
+// peerAddr turns the value of an ips/ip-HOST link (ADDR or ADDR:PORT) into the
+// addresses of gossip and data.
+func peerAddr(value string) (gossip, data string, err error) {
+	host, port, err := splitBind(value)
+	if err != nil {
+		return "", "", err
+	}
+	return net.JoinHostPort(host, strconv.Itoa(port)), net.JoinHostPort(host, strconv.Itoa(port+1)), nil
+}
+
+// Reload takes over the settings that can change while the node runs. The others
+// need a restart, which costs clients a pause.
+func (n *Node) Reload(c Config) {
+	n.rotateSize.Store(c.LogRotateSize)
+	n.log.Info("settings reloaded", "log-rotate-size", c.LogRotateSize)
+	n.kickAll()
+}

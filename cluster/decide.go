@@ -1,0 +1,382 @@
+package cluster
+
+import (
+	"fmt"
+
+	"mars/logfile"
+	"mars/symlinktree"
+)
+
+// decide compares the intent in the tree with the facts of this node and returns
+// the steps to take now. It is pure: no I/O, no clock. Called again after every
+// change, it converges; two calls with the same arguments return the same steps.
+//
+// At most one step that moves the engine (attach, recover, lead, ...) is returned
+// per call, because the facts change with it.
+func decide(s *symlinktree.Snapshot, r symlinktree.Resource, f Facts) []Action {
+	d := &decision{s: s, r: r, f: f, in: readIntent(s, r, f.Node), chain: readVersions(s, r)}
+	d.run()
+	return d.out
+}
+
+type decision struct {
+	s     *symlinktree.Snapshot
+	r     symlinktree.Resource
+	f     Facts
+	in    intent
+	chain versions
+	out   []Action
+}
+
+func (d *decision) do(a Action) { d.out = append(d.out, a) }
+
+func (d *decision) say(key, format string, args ...any) {
+	d.do(Say{key, fmt.Sprintf(format, args...)})
+}
+
+func (d *decision) run() {
+	if d.f.Holdoff != "" {
+		d.say(msgTransition, "%s", d.f.Holdoff)
+	}
+	wanted := d.in.member && d.in.attach && !d.f.Closing
+	designated := wanted && d.in.primary == d.f.Node
+
+	if !wanted || d.f.Mode == ModeLogging {
+		d.stopFetch()
+		d.stopSync()
+	}
+	switch {
+	case d.f.Mode == ModeLogging && !designated:
+		d.stepDown()
+	case !wanted:
+		if d.f.Mode != ModeDetached {
+			d.move(Detach{})
+		}
+	case d.f.Mode == ModeDetached:
+		d.attach()
+	case d.f.Mode == ModeLogging:
+		d.serve()
+	case d.f.Current.Host == d.f.Node && !d.f.Recovered:
+		// Own log, perhaps after a crash: find its real end before anything else.
+		d.recover()
+	case designated:
+		d.becomePrimary()
+	default:
+		d.follow()
+	}
+}
+
+// move emits a step of the engine unless another one is still under way.
+func (d *decision) move(a Action) {
+	if d.f.Busy == "" && d.f.Holdoff == "" {
+		d.do(a)
+	}
+}
+
+func (d *decision) stopFetch() {
+	if d.f.Fetch != nil {
+		d.do(StopFetch{})
+	}
+}
+
+func (d *decision) stopSync() {
+	if d.f.Syncing != "" {
+		d.do(StopSync{})
+	}
+}
+
+// stepDown: no longer the designated primary (or told to detach). The device
+// stays while somebody has it open (RemainsPrimary); a stopping daemon does not
+// wait for its clients, the log has all they were promised.
+func (d *decision) stepDown() {
+	if d.f.OpenCount > 0 && !d.f.Closing {
+		d.say(msgPrimary, "%s remains primary of %s: its device has %d open connection(s); close them (umount, disconnect) to let it go",
+			d.f.Node, d.r, d.f.OpenCount)
+		return
+	}
+	if !d.in.member {
+		d.move(Detach{}) // nothing may be published any more, so nothing can be concluded
+		return
+	}
+	d.move(Yield{})
+}
+
+func (d *decision) attach() {
+	switch {
+	case d.in.size <= 0:
+		d.say(msgAttach, "%s has no size link yet", d.r)
+	case !d.in.posOK:
+		v, _ := d.s.Get(d.r.ReplayPath(d.f.Node))
+		d.say(msgReplayLink, "%s=%q is not a log position; marsadm invalidate %s sets a new one", d.r.ReplayPath(d.f.Node), v, d.r)
+	default:
+		d.move(Attach{})
+	}
+}
+
+func (d *decision) recover() {
+	cur := d.f.Current
+	if l, ok := d.f.log(cur); d.in.pos.Min == 0 && (!ok || l.Size == 0) {
+		// Nothing was ever written to it: nothing to recover.
+		if d.in.primary == d.f.Node {
+			d.becomePrimary()
+		} else {
+			d.follow()
+		}
+		return
+	}
+	d.move(Recover{Force: d.forced()})
+}
+
+// forced is the administrator's word that what cannot be had shall be given up:
+// designated, but told not to fetch (reference symlink-tree 4.22).
+func (d *decision) forced() bool {
+	return d.in.primary == d.f.Node && !d.in.connect
+}
+
+// serve: actual and designated primary.
+func (d *decision) serve() {
+	if !d.f.Exported {
+		d.move(Export{})
+		return
+	}
+	cur := d.f.Current
+	next := logfile.Name{Seq: cur.Seq + 1, Host: d.f.Node}
+	_, asked := d.f.log(next) // marsadm log-rotate asks with an empty file
+	if asked || (d.f.RotateSize > 0 && d.f.LogSize >= d.f.RotateSize) {
+		d.move(Rotate{next})
+	}
+}
+
+// becomePrimary: designated, not yet primary. Every reason to wait is said.
+func (d *decision) becomePrimary() {
+	cur := d.f.Current
+	own := cur.Host == d.f.Node
+	if !d.f.Heard {
+		d.say(msgPrimary, "waiting to hear from the other members before %s becomes primary of %s", d.f.Node, d.r)
+		return
+	}
+	d.stopSync()
+	if !d.in.consistent() {
+		if d.in.synced < d.in.size {
+			d.say(msgInconsistent, "%s cannot become primary of %s: its full sync stands at %d of %d bytes; designate another member",
+				d.f.Node, d.r, d.in.synced, d.in.size)
+			d.catchUp()
+			return
+		}
+		if d.catchUp(); !d.caughtUp() {
+			return
+		}
+		d.say(msgInconsistent, "%s cannot become primary of %s: its replay stands at %s but its full sync needs %s",
+			d.f.Node, d.r, d.in.pos, d.in.syncPos)
+		return
+	}
+	if !own && d.in.connect {
+		if p := cur.Host; d.otherPrimary(p) {
+			d.say(msgPrimary, "%s waits: %s is still actual primary of %s", d.f.Node, p, d.r)
+			d.catchUp()
+			return
+		}
+	}
+	if !d.caughtUp() {
+		d.catchUp()
+		if d.f.Damaged == "" || d.in.connect {
+			return
+		}
+		// Forced: the readable prefix is all there is.
+	}
+	d.stopFetch()
+	if d.f.Mode == ModeReplaying {
+		d.move(Replay{On: false})
+		return
+	}
+	next := logfile.Name{Seq: cur.Seq + 1, Host: d.f.Node}
+	if own && d.f.size(cur) == 0 {
+		next = cur // handed out, never written
+	}
+	d.move(Lead{next})
+}
+
+// otherPrimary: peer says that it is actual primary, and it is alive to say so.
+func (d *decision) otherPrimary(peer string) bool {
+	v, _ := d.s.Get(d.r.ActualPath(peer, "is-primary"))
+	return peer != d.f.Node && number(v) != 0 && d.f.Alive[peer]
+}
+
+// caughtUp: all of the current log that exists (or, forced, that is here) has
+// been taken in.
+func (d *decision) caughtUp() bool {
+	cur := d.f.Current
+	if cur.Host == d.f.Node && d.f.Recovered {
+		return true
+	}
+	local := d.f.size(cur)
+	if d.f.Ingested < local && !d.f.Torn {
+		return false
+	}
+	return !d.in.connect || d.f.Ingested >= d.chain.published(cur)
+}
+
+// catchUp keeps fetch and replay going on the way to becoming primary.
+func (d *decision) catchUp() {
+	d.fetch()
+	d.replay(true)
+}
+
+// follow: attached and not designated.
+func (d *decision) follow() {
+	d.fetch()
+	if d.in.primary != "" && d.in.primary != "(none)" || d.f.Syncing != "" {
+		d.sync()
+	}
+	d.replay(d.in.replay)
+}
+
+// replay drives ingestion in the current log and over to the next one.
+func (d *decision) replay(on bool) {
+	cur := d.f.Current
+	if d.f.Damaged != "" {
+		d.damaged()
+		return
+	}
+	if !on {
+		if d.f.Mode == ModeReplaying {
+			d.move(Replay{On: false})
+		}
+		return
+	}
+	if d.f.Mode != ModeReplaying {
+		d.move(Replay{On: true})
+		return
+	}
+	if d.f.Torn && d.chain.final(cur) >= 0 && d.f.size(cur) >= d.chain.final(cur) {
+		d.say(msgReplayStop, "%s ends inside a record at %d although its writer has left it: marsadm invalidate %s gets a new copy", cur, d.f.Ingested, d.r)
+		return
+	}
+	if d.f.Ingested < d.f.size(cur) || d.f.Torn {
+		return // more to take in
+	}
+	next, state := d.chain.next(cur, d.f.Node, d.f.Ingested)
+	switch state {
+	case nextFound:
+		if _, ok := d.f.log(next); ok {
+			d.move(Next{next})
+		}
+	case nextSplit:
+		d.say(msgSplitBrain, "%s stops after %s: %s; decide for one side, then marsadm invalidate %s on the other", d.r, cur,
+			d.chain.describe(cur), d.r)
+	case nextBehind:
+		d.say(msgNotEqual, "%s has %d bytes of %s, its writer says %d", d.f.Node, d.f.Ingested, cur, d.chain.final(cur))
+	}
+}
+
+// damaged: the local copy has a bad record. A peer's copy heals it.
+func (d *decision) damaged() {
+	cur := d.f.Current
+	d.say(msgReplayStop, "replay of %s stopped in %s at %d: %s", d.r, cur, d.f.DamagedAt, d.f.Damaged)
+	if cur.Host == d.f.Node || !d.in.connect {
+		return
+	}
+	if d.f.Refetches >= maxRefetches {
+		d.say(msgRefetch, "%s was fetched again %d times and is still damaged at %d: the damage is at its writer; choose a side with marsadm primary --force or invalidate",
+			cur, d.f.Refetches, d.f.DamagedAt)
+		return
+	}
+	if d.source(cur, d.f.DamagedAt) != "" {
+		d.stopFetch()
+		d.move(Refetch{cur, d.f.DamagedAt})
+	}
+}
+
+// maxRefetches bounds self-repair of one damaged place.
+const maxRefetches = 3
+
+// fetch chooses which log to subscribe to, and at whom.
+func (d *decision) fetch() {
+	if !d.in.connect || d.f.Damaged != "" {
+		d.stopFetch()
+		return
+	}
+	want := d.fetchTarget()
+	switch {
+	case want == nil:
+		d.stopFetch()
+	case d.f.Fetch == nil:
+		d.do(Fetch(*want))
+	case d.f.Fetch.Log != want.Log, d.f.Fetch.Limit != want.Limit, d.f.Fetch.Peer != want.Peer && !d.f.Alive[d.f.Fetch.Peer]:
+		// A running subscription keeps its source while that is alive.
+		d.do(StopFetch{})
+	}
+}
+
+// fetchTarget walks the chain from the current log to the first one of which
+// bytes are missing here, or to the one that still grows.
+func (d *decision) fetchTarget() *FetchFact {
+	log := d.f.Current
+	for range maxPrefetch {
+		l, ok := d.f.log(log)
+		here, final := l.Size, d.chain.final(log)
+		if final < 0 || here < final || !ok { // still growing, or incomplete here
+			if log.Host == d.f.Node {
+				return nil
+			}
+			peer := d.source(log, here)
+			if peer == "" {
+				if d.chain.published(log) > here {
+					d.say(msgFetch, "no live member has %s beyond %d", log, here)
+				}
+				return nil
+			}
+			return &FetchFact{log, peer, final}
+		}
+		next, state := d.chain.next(log, d.f.Node, final)
+		if state != nextFound || here > final {
+			return nil
+		}
+		log = next
+	}
+	return nil
+}
+
+// maxPrefetch bounds how many logs are fetched ahead of replay.
+const maxPrefetch = 100
+
+// source picks the peer to copy a log from: its writer if alive, else a live
+// member whose version link shows that it has more than we have.
+func (d *decision) source(log logfile.Name, have int64) string {
+	usable := func(p string) bool { return p != d.f.Node && d.f.Alive[p] && !d.f.Avoid[p] }
+	if usable(log.Host) {
+		return log.Host
+	}
+	best, most := "", have
+	for _, m := range d.in.members {
+		if pos, ok := d.chain.holds(m, log); ok && usable(m) && pos > most {
+			best, most = m, pos
+		}
+	}
+	return best
+}
+
+// sync starts or stops the full sync.
+func (d *decision) sync() {
+	src := d.in.primary
+	need := d.in.synced < d.in.size
+	ok := need && d.in.sync && src != "" && src != "(none)" && src != d.f.Node && d.f.Alive[src] && d.isPrimary(src)
+	switch {
+	case !ok:
+		d.stopSync()
+		if need && d.in.sync {
+			d.say(msgSyncStart, "full sync of %s waits for a live primary (designated: %q)", d.r, src)
+		}
+	case d.f.Syncing == "":
+		if d.f.Busy == "" {
+			d.do(Sync{Peer: src, Restart: d.in.syncSource != src})
+		}
+	case d.f.Syncing != src:
+		d.do(StopSync{})
+	}
+}
+
+func (d *decision) isPrimary(peer string) bool {
+	v, _ := d.s.Get(d.r.ActualPath(peer, "is-primary"))
+	return number(v) != 0
+}

@@ -1,0 +1,152 @@
+package cluster
+
+import (
+	"mars/logfile"
+	"mars/symlinktree"
+)
+
+// Mode says what a resource's engine is doing on this node.
+type Mode int
+
+const (
+	ModeDetached  Mode = iota // disk closed
+	ModeIdle                  // attached, neither replaying nor logging
+	ModeReplaying             // following a log
+	ModeLogging               // actual primary, or draining after having been one
+)
+
+func (m Mode) String() string {
+	return [...]string{"detached", "idle", "replaying", "logging"}[m]
+}
+
+// LogFact is one logfile in the resource directory of this node.
+type LogFact struct {
+	Name logfile.Name
+	Size int64 // bytes that are durable here
+}
+
+// FetchFact describes the running log subscription.
+type FetchFact struct {
+	Log   logfile.Name
+	Peer  string
+	Limit int64 // where another branch left this log: nothing beyond is copied; -1 = none
+}
+
+// Facts is what decide knows about this node beside the tree. It is a plain
+// value, so that a table test can write down any situation.
+type Facts struct {
+	Node string
+
+	// Busy names the transition that is under way (attach, recover, ...); while it
+	// runs nothing that touches the engine is started.
+	Busy string
+	// Holdoff is set for a while after a transition failed; Busy-like, but reported
+	// as an error instead of as work.
+	Holdoff string
+
+	Mode      Mode
+	Recovered bool         // own log has been scanned since attach
+	Current   logfile.Name // log that the engine is in
+	Ingested  int64        // end of the last record of Current that the engine has taken in
+	LogSize   int64        // bytes of the log being written (ModeLogging)
+	Torn      bool         // ingestion waits behind an incomplete record
+	Damaged   string       // ingestion stopped at a damaged record: the reason
+	DamagedAt int64
+	Refetches int // how often Current has been fetched again since it last made progress
+
+	Logs []LogFact
+
+	Exported  bool
+	OpenCount int
+
+	Fetch   *FetchFact
+	Avoid   map[string]bool // peers that just failed as a source
+	Syncing string          // peer that the running full sync reads from, "" = none
+
+	Heard   bool            // every member has been asked once since the start: answered, or found silent
+	Alive   map[string]bool // peers with fresh news
+	Closing bool            // marsd is stopping
+
+	RotateSize int64 // bytes, 0 = only on demand
+}
+
+func (f *Facts) log(n logfile.Name) (LogFact, bool) {
+	for _, l := range f.Logs {
+		if l.Name == n {
+			return l, true
+		}
+	}
+	return LogFact{}, false
+}
+
+func (f *Facts) size(n logfile.Name) int64 {
+	l, _ := f.log(n)
+	return l.Size
+}
+
+// intent is what the tree wants of this node for one resource.
+type intent struct {
+	member                        bool
+	disk                          string
+	size                          int64
+	primary                       string
+	attach, connect, replay, sync bool
+	pos                           symlinktree.Replay
+	posOK                         bool
+	synced                        int64
+	syncPos                       symlinktree.Replay
+	syncPosOK                     bool
+	syncSource                    string
+	members                       []string
+}
+
+func readIntent(s *symlinktree.Snapshot, r symlinktree.Resource, node string) intent {
+	str := func(path string) string { v, _ := s.Get(path); return v }
+	in := intent{
+		disk:       str(r.DataPath(node)),
+		size:       number(str(r.SizePath())),
+		primary:    str(r.PrimaryPath()),
+		attach:     number(str(r.TodoPath(node, "attach"))) != 0,
+		connect:    number(str(r.TodoPath(node, "connect"))) != 0,
+		replay:     number(str(r.TodoPath(node, "allow-replay"))) != 0,
+		sync:       number(str(r.TodoPath(node, "sync"))) != 0,
+		synced:     number(str(r.SyncStatusPath(node))),
+		syncSource: str(r.Path("syncsource-" + node)),
+		members:    symlinktree.Members(s, r),
+	}
+	in.member = in.disk != ""
+	if v, err := symlinktree.ParseReplay(str(r.ReplayPath(node))); err == nil {
+		in.pos, in.posOK = v, true
+	}
+	if v, err := symlinktree.ParseReplay(str(r.SyncPosPath(node))); err == nil {
+		in.syncPos, in.syncPosOK = v, true
+	}
+	return in
+}
+
+// consistent is P4's word for this node: the sync is over and replay has passed
+// the log end that was seen when the last chunk had been read.
+func (in *intent) consistent() bool {
+	if in.size <= 0 || in.synced < in.size || !in.posOK {
+		return false
+	}
+	if !in.syncPosOK {
+		return true
+	}
+	end := in.syncPos
+	end.Min, end.Len = end.Min+end.Len, 0
+	return symlinktree.CompareReplay(in.pos, end) >= 0
+}
+
+// number parses the leading decimal digits, as the original's switches do;
+// anything else is 0.
+func number(s string) int64 {
+	var n int64
+	for _, c := range s {
+		if c < '0' || c > '9' || n > 1<<58 {
+			break
+		}
+		n = n*10 + int64(c-'0')
+	}
+	return n
+}

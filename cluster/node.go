@@ -1,0 +1,352 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"mars/symlinktree"
+	"mars/transport"
+)
+
+// anyUUID stands in ips of a node that joins and does not know its cluster yet.
+const anyUUID = "(any)"
+
+// Version of the software, shown to peers and in buildtag. The original's marsadm
+// reads digits before a parenthesis as an old kernel's build number, so there
+// are none (reference symlink-tree 1.2).
+const Version = "marsd-userspace-v0.1.x"
+
+// Node is one member of the cluster: the tree, its propagation, and a worker for
+// each resource.
+type Node struct {
+	cfg     Config
+	log     *slog.Logger
+	tree    *symlinktree.Tree
+	id      *transport.Identity
+	server  *transport.Server
+	gossip  *transport.Gossip
+	exports *exports
+	started time.Time
+	// rotateSize can be reloaded; the rest of cfg stays as it was at the start.
+	rotateSize atomic.Int64
+	ready      chan struct{} // closed when the node serves
+
+	mu      sync.Mutex
+	workers map[symlinktree.Resource]*worker
+	peers   map[string]*peer
+	wg      sync.WaitGroup
+	cancel  context.CancelCauseFunc
+}
+
+// NewNode checks the configuration. Nothing is opened before Run.
+func NewNode(cfg Config) (*Node, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("configuration of node %s: %w", cfg.Node, err)
+	}
+	n := &Node{
+		cfg: cfg, log: cfg.Log.With(keyNode, cfg.Node),
+		ready:   make(chan struct{}),
+		workers: make(map[symlinktree.Resource]*worker),
+		peers:   make(map[string]*peer),
+	}
+	n.rotateSize.Store(cfg.LogRotateSize)
+	return n, nil
+}
+
+// Ready is closed as soon as the node listens and its workers run.
+func (n *Node) Ready() <-chan struct{} { return n.ready }
+
+// Tree is the node's tree; nil before Run has opened it.
+func (n *Node) Tree() *symlinktree.Tree { return n.tree }
+
+// Run serves until ctx ends, then stops cleanly: devices released, checkpoints
+// written, alive=0 published. It returns the first fatal error, or nil.
+func (n *Node) Run(ctx context.Context) error {
+	unlock, err := lockRoot(n.cfg.Root)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	n.started = time.Now()
+	if err := n.openTree(); err != nil {
+		return err
+	}
+	ctx, n.cancel = context.WithCancelCause(ctx)
+	defer n.cancel(nil)
+	if err := n.awaitCluster(ctx); err != nil {
+		return err
+	}
+	if err := n.openIdentity(); err != nil {
+		return err
+	}
+	listener, err := n.listen()
+	if err != nil {
+		return err
+	}
+	if err := n.openExports(); err != nil {
+		listener.Close()
+		return err
+	}
+	// Only a node that has all its ports speaks in the tree: a second daemon or a
+	// wrong address has changed nothing so far.
+	n.server = transport.NewServer(n.id, &handler{n}, n.transportConfig())
+	n.beat()
+	n.publishNode()
+	n.spawn(func() { n.watch(ctx) })
+	n.spawn(func() {
+		if err := n.server.Serve(listener); err != nil && ctx.Err() == nil {
+			n.cancel(fmt.Errorf("serve %s: %w", listener.Addr(), err))
+		}
+	})
+	n.spawn(func() { n.heartbeats(ctx) })
+	n.spawn(func() { n.runGossip(ctx) })
+	n.spawn(func() { n.dispatch(ctx) })
+	close(n.ready)
+	n.log.Info("node runs", keyRoot, n.cfg.Root, keyAddr, listener.Addr().String())
+
+	<-ctx.Done()
+	n.shutdown()
+	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// spawn runs f in a goroutine that shutdown waits for.
+func (n *Node) spawn(f func()) {
+	n.wg.Add(1)
+	go func() { defer n.wg.Done(); f() }()
+}
+
+// shutdownTimeout bounds a clean stop; the log makes a rude one safe.
+const shutdownTimeout = 60 * time.Second
+
+// shutdown stops the workers first (they still need peers to hear their last
+// links), then the rest.
+func (n *Node) shutdown() {
+	n.mu.Lock()
+	workers := make([]*worker, 0, len(n.workers))
+	for _, w := range n.workers {
+		workers = append(workers, w)
+	}
+	n.mu.Unlock()
+	for _, w := range workers {
+		w.close()
+	}
+	deadline := time.After(shutdownTimeout)
+	for _, w := range workers {
+		select {
+		case <-w.done:
+		case <-deadline:
+			n.log.Error("a resource does not stop; what is missing on its disk is in its log", keyResource, string(w.r))
+			w.cancel()
+		}
+	}
+	n.put(symlinktree.ActualPath(n.cfg.Node, "alive"), "0")
+	n.exports.close()
+	n.server.Close()
+	n.wg.Wait()
+}
+
+func (n *Node) openTree() error {
+	clock := symlinktree.NewClock(n.cfg.Now)
+	tree, err := symlinktree.Open(n.cfg.Root, symlinktree.Options{FS: n.cfg.FS, Node: n.cfg.Node, Clock: clock, Log: n.log})
+	if err != nil {
+		return fmt.Errorf("open tree %s: %w", n.cfg.Root, err)
+	}
+	n.tree = tree
+	return nil
+}
+
+// awaitCluster waits until there is a cluster in the root: marsd may be started
+// before marsadm create-cluster or join-cluster.
+func (n *Node) awaitCluster(ctx context.Context) error {
+	for told := false; ; told = true {
+		if _, ok := n.tree.Get("uuid"); ok {
+			if _, ok := n.tree.Get(symlinktree.IPPath(n.cfg.Node)); ok {
+				return nil
+			}
+			if hosts := symlinktree.Hosts(n.tree.Snapshot()); len(hosts) > 0 {
+				return fmt.Errorf("%s belongs to a cluster of %s, which does not know a node %q: is --node right? (marsadm join-cluster adds a node)",
+					n.cfg.Root, strings.Join(hosts, ", "), n.cfg.Node)
+			}
+		}
+		if !told {
+			n.log.Info("no cluster here yet: waiting for marsadm create-cluster or join-cluster", keyRoot, n.cfg.Root)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(n.cfg.Scan):
+		}
+		if _, err := n.tree.Rescan("", "ips"); err != nil {
+			return fmt.Errorf("read tree %s: %w", n.cfg.Root, err)
+		}
+	}
+}
+
+func (n *Node) openIdentity() error {
+	var secret transport.Secret
+	var err error
+	if n.cfg.Secret != "" {
+		secret, err = transport.ParseSecret(n.cfg.Secret)
+	} else {
+		if err := transport.CheckOutside(n.cfg.Root, n.cfg.SecretFile); err != nil {
+			return err
+		}
+		secret, err = transport.LoadSecret(n.cfg.SecretFile)
+	}
+	if err != nil {
+		return fmt.Errorf("cluster secret: %w", err)
+	}
+	n.id, err = transport.NewIdentity(secret, n.cfg.Node, n.cfg.SecretFile+"."+n.cfg.Node+".key")
+	if err != nil {
+		return fmt.Errorf("identity of node %s: %w", n.cfg.Node, err)
+	}
+	return nil
+}
+
+func (n *Node) listen() (net.Listener, error) {
+	host, port, err := splitBind(n.cfg.Bind)
+	if err != nil {
+		return nil, err
+	}
+	addr := net.JoinHostPort(host, strconv.Itoa(port+1))
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("data port: %w (another marsd? choose one with --bind)", err)
+	}
+	return l, nil
+}
+
+func (n *Node) transportConfig() transport.Config {
+	c := transport.DefaultConfig()
+	c.Log = n.log
+	c.HeartbeatInterval = n.cfg.Heartbeat
+	return c
+}
+
+// lockRoot keeps a second daemon off the same tree.
+func lockRoot(root string) (unlock func(), err error) {
+	name := filepath.Join(root, ".marsd.lock")
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", root, err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("another marsd already runs on %s (it holds %s)", root, name)
+	}
+	return func() { f.Close() }, nil
+}
+
+// put writes a status link of this node; a failure is a log line, the next round
+// tries again.
+func (n *Node) put(path, value string) {
+	if err := n.tree.Set(path, value); err != nil {
+		n.log.Error("cannot write link", keyPath, path, keyErr, err)
+	}
+}
+
+func (n *Node) watch(ctx context.Context) {
+	if err := n.tree.Watch(ctx); err != nil && ctx.Err() == nil {
+		n.cancel(fmt.Errorf("watch %s: %w", n.cfg.Root, err))
+	}
+}
+
+// dispatch turns changes of the tree into wake-ups: of the resource that a link
+// belongs to, of the peers when addresses change, of the request handler.
+func (n *Node) dispatch(ctx context.Context) {
+	wake, stop := n.tree.Subscribe()
+	defer stop()
+	defer n.stopPeers()
+	n.refreshPeers(ctx)
+	n.refreshWorkers(nil)
+	seq := n.tree.Seq()
+	tick := time.NewTicker(n.cfg.Scan)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-wake:
+		case <-tick.C:
+		}
+		list, next, ok := n.tree.Since(seq)
+		seq = next
+		if !ok {
+			n.refreshPeers(ctx)
+			n.refreshWorkers(nil)
+		} else {
+			n.dispatchChanges(ctx, list)
+		}
+		n.requests(ctx)
+	}
+}
+
+func (n *Node) dispatchChanges(ctx context.Context, list []symlinktree.Entry) {
+	touched := make(map[symlinktree.Resource]bool)
+	for _, e := range list {
+		dir, rest, _ := strings.Cut(e.Path, "/")
+		switch {
+		case strings.HasPrefix(dir, "resource-"):
+			touched[symlinktree.Resource(strings.TrimPrefix(dir, "resource-"))] = true
+		case dir == "ips" || e.Path == "uuid":
+			n.refreshPeers(ctx)
+		case strings.HasPrefix(dir, "actual-") && rest == "time":
+			n.heard(strings.TrimPrefix(dir, "actual-"))
+		}
+	}
+	if len(touched) > 0 {
+		n.refreshWorkers(touched)
+	}
+}
+
+// refreshWorkers starts workers for resources that this node has storage for and
+// wakes those that were touched (nil = all).
+func (n *Node) refreshWorkers(touched map[symlinktree.Resource]bool) {
+	s := n.tree.Snapshot()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, r := range symlinktree.Resources(s) {
+		if touched != nil && !touched[r] {
+			continue
+		}
+		w := n.workers[r]
+		if w == nil {
+			if _, ok := s.Get(r.DataPath(n.cfg.Node)); !ok {
+				continue
+			}
+			w = newWorker(n, r)
+			n.workers[r] = w
+			go w.run()
+		}
+		w.kick()
+	}
+}
+
+func (n *Node) worker(r symlinktree.Resource) *worker {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.workers[r]
+}
+
+// kickAll wakes every resource: a peer appeared or fell silent.
+func (n *Node) kickAll() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, w := range n.workers {
+		w.kick()
+	}
+}

@@ -1,0 +1,217 @@
+package cluster
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strconv"
+	"syscall"
+	"time"
+
+	"mars/device"
+	"mars/logfile"
+	"mars/symlinktree"
+)
+
+// publish makes what is true visible as links. Only what changed is written;
+// nothing at all once this node is no longer a member (P7).
+func (w *worker) publish(s *symlinktree.Snapshot, f Facts, said map[string]string) {
+	node := w.n.cfg.Node
+	if _, member := s.Get(w.r.DataPath(node)); !member {
+		w.messages = make(map[string]string)
+		return
+	}
+	put := func(name, value string) { w.n.put(w.r.ActualPath(node, name), value) }
+	flag := func(name string, on bool) { put(name, strconv.Itoa(b2i(on))) }
+	_, eng := w.shared.get()
+	var st device.Status
+	if eng != nil {
+		st = eng.Status()
+	}
+	exported := w.export != nil
+	flag("is-attached", eng != nil)
+	flag("is-primary", exported || f.Mode == ModeLogging)
+	flag("is-replaying", f.Mode == ModeReplaying)
+	flag("is-copying", w.fetch != nil)
+	flag("is-syncing", w.syncing != nil)
+	flag("has-emergency", false)
+	flag("is-emergency", false)
+	open, flying := 0, 0
+	if exported {
+		open, flying = w.export.openCount(), w.export.inFlight()
+	}
+	put("open-count", strconv.Itoa(open))
+	flag("if-on", exported)
+	if exported {
+		put("if-flying", strconv.Itoa(flying))
+		put("if-state", strconv.Itoa(errno(st.LogErr)))
+	}
+	put("replay-code", replayCode(st, f))
+	put("disk-error", strconv.Itoa(errno(st.DiskErr)))
+	w.publishVersions(f, st)
+	w.publishRates(put, st)
+	w.publishMessages(put, said, st)
+}
+
+// publishVersions renews the version link of the log that this node is in. A
+// transition publishes its own, in its own order.
+func (w *worker) publishVersions(f Facts, st device.Status) {
+	if w.busy != "" || f.Mode == ModeDetached || st.Current.IsZero() {
+		return
+	}
+	cur := st.Current
+	if cur.Host == w.n.cfg.Node && f.Mode != ModeLogging && !w.recovered {
+		return // the real end of the own log is not known yet
+	}
+	size, ok := f.log(cur)
+	if f.Mode == ModeLogging {
+		size.Size, ok = st.LogDurable, true
+	}
+	if !ok || !w.progress.due(cur, size.Size, w.n.cfg.Publish, w.kick) {
+		return
+	}
+	if err := w.publishVersion(cur, size.Size); err != nil {
+		w.log.Error("cannot publish the version link", keyLog, cur.String(), keyErr, err)
+	}
+}
+
+// progress paces the version link: at once when the log changes, else a few times
+// a second.
+type progress struct {
+	log logfile.Name
+	pos int64
+	at  time.Time
+}
+
+func (p *progress) due(log logfile.Name, pos int64, every time.Duration, wake func()) bool {
+	if p.log == log && p.pos == pos {
+		return true // costs nothing, and mends a link that somebody else changed
+	}
+	if wait := every - time.Since(p.at); p.log == log && wait > 0 {
+		time.AfterFunc(wait, wake)
+		return false
+	}
+	p.log, p.pos, p.at = log, pos, time.Now()
+	return true
+}
+
+// replayCode is the original's: 0 running, 1 finished, <0 -errno with the MARS
+// error and a repeated byte behind it (reference symlink-tree 1.5).
+func replayCode(st device.Status, f Facts) string {
+	var corrupt *logfile.CorruptError
+	if errors.As(st.ReplayErr, &corrupt) {
+		code := fmt.Sprintf("%d,%d", -corrupt.MarsCode, -corrupt.Errno)
+		if corrupt.RepeatedByte >= 0 {
+			code += fmt.Sprintf(",0x%02x", corrupt.RepeatedByte)
+		}
+		return code
+	}
+	var torn *logfile.TornError
+	if st.ReplayErr != nil && !errors.As(st.ReplayErr, &torn) {
+		return strconv.Itoa(errno(st.ReplayErr))
+	}
+	if f.Mode == ModeReplaying && f.Ingested < f.size(f.Current) {
+		return "0"
+	}
+	return "1"
+}
+
+// errno is the negative errno of an error, as disk-error and if-state show it.
+func errno(err error) int {
+	if err == nil {
+		return 0
+	}
+	var e syscall.Errno
+	if errors.As(err, &e) {
+		return -int(e)
+	}
+	return -int(syscall.EIO)
+}
+
+// publishMessages writes what is said now and turns to OK what no longer is.
+func (w *worker) publishMessages(put func(name, value string), said map[string]string, st device.Status) {
+	if st.DiskErr != nil {
+		said[msgDisk] = fmt.Sprintf("disk of %s on %s: %v", w.r, w.n.cfg.Node, st.DiskErr)
+	}
+	if st.LogErr != nil {
+		said["err-log"] = fmt.Sprintf("log of %s on %s: %v", w.r, w.n.cfg.Node, st.LogErr)
+	}
+	if _, ok := w.messages[msgReplayStop]; !ok {
+		w.messages[msgReplayStop] = ""
+		put("msg-"+msgReplayStop, "OK") // marsadm warns when it is missing
+	}
+	for key, text := range said {
+		if w.messages[key] != text {
+			w.messages[key] = text
+			put("msg-"+key, w.n.message(text))
+		}
+	}
+	for key, text := range w.messages {
+		if _, ok := said[key]; !ok && text != "" {
+			w.messages[key] = ""
+			put("msg-"+key, "OK")
+		}
+	}
+}
+
+// rates turns counters into the original's per-second links.
+type rates struct {
+	at    time.Time
+	last  device.Counters
+	fetch int64
+	zero  bool
+}
+
+// publishRates writes operations/s and KiB/s; they fall to 0 when nothing moves.
+func (w *worker) publishRates(put func(name, value string), st device.Status) {
+	r := &w.rates
+	now := time.Now()
+	d := now.Sub(r.at)
+	if d < time.Second {
+		return
+	}
+	c, l := st.Counters, r.last
+	fetched := st.LogDurable
+	per := func(n int64) int64 { return int64(float64(max(0, n)) / d.Seconds()) }
+	ops := map[string]int64{
+		"if":     per(c.ReadOps + c.WriteOps - l.ReadOps - l.WriteOps),
+		"replay": per(c.ReplayOps - l.ReplayOps),
+		"file":   0, "sync": 0,
+	}
+	kib := map[string]int64{
+		"if":     per(c.ReadBytes+c.WriteBytes-l.ReadBytes-l.WriteBytes) >> 10,
+		"replay": per(c.ReplayBytes-l.ReplayBytes) >> 10,
+		"file":   0,
+		"sync":   per(c.SyncSame+c.SyncDifferent-l.SyncSame-l.SyncDifferent) >> 10,
+	}
+	if w.fetch != nil {
+		kib["file"] = per(fetched-r.fetch) >> 10
+	}
+	for k, v := range ops {
+		put("ops-"+k+"_rate", strconv.FormatInt(v, 10))
+	}
+	for k, v := range kib {
+		put("amount-"+k+"_rate", strconv.FormatInt(v, 10))
+	}
+	r.at, r.last, r.fetch = now, c, fetched
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+var zeroes [4096]byte
+
+func allZero(p []byte) bool {
+	for len(p) > 0 {
+		n := min(len(p), len(zeroes))
+		if !bytes.Equal(p[:n], zeroes[:n]) {
+			return false
+		}
+		p = p[n:]
+	}
+	return true
+}

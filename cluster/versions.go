@@ -1,0 +1,139 @@
+package cluster
+
+import (
+	"fmt"
+	"sort"
+	"strings"
+
+	"mars/logfile"
+	"mars/symlinktree"
+)
+
+// versions is the hash chain of one resource as the tree shows it: what every
+// member says about every log (reference symlink-tree 4.8, 4.12).
+type versions struct {
+	bySeq map[int]map[string]symlinktree.Version // sequence -> host -> link
+}
+
+func readVersions(s *symlinktree.Snapshot, r symlinktree.Resource) versions {
+	v := versions{bySeq: make(map[int]map[string]symlinktree.Version)}
+	for _, e := range s.List(r.Path("")) {
+		seq, host, ok := symlinktree.ParseVersionPath(e.Path)
+		if !ok {
+			continue
+		}
+		val, err := symlinktree.ParseVersion(e.Value)
+		if err != nil {
+			continue // P13: ignored here; the tree reports it
+		}
+		if v.bySeq[seq] == nil {
+			v.bySeq[seq] = make(map[string]symlinktree.Version)
+		}
+		v.bySeq[seq][host] = val
+	}
+	return v
+}
+
+func nameOf(v symlinktree.Version) logfile.Name { return logfile.Name{Seq: v.Seq, Host: v.Origin} }
+
+// holds reports up to which position host says to have the log.
+func (v versions) holds(host string, log logfile.Name) (int64, bool) {
+	l, ok := v.bySeq[log.Seq][host]
+	if !ok || nameOf(l) != log {
+		return 0, false
+	}
+	return l.Pos, true
+}
+
+// published is the largest length of the log that anybody vouches for.
+func (v versions) published(log logfile.Name) int64 {
+	var n int64
+	for host := range v.bySeq[log.Seq] {
+		if pos, ok := v.holds(host, log); ok {
+			n = max(n, pos)
+		}
+	}
+	return n
+}
+
+// successors lists the logs that somebody has started after log, with the end of
+// log that they build on.
+func (v versions) successors(log logfile.Name) map[logfile.Name]symlinktree.Version {
+	out := make(map[logfile.Name]symlinktree.Version)
+	for _, l := range v.bySeq[log.Seq+1] {
+		prev, err := symlinktree.ParseVersion(l.Prev + ":")
+		if err == nil && nameOf(prev) == log {
+			out[nameOf(l)] = prev
+		}
+	}
+	return out
+}
+
+// final is the length at which log was left for its successor, -1 while it may
+// grow. Where two branches left it, the earlier one: nothing may be copied past a
+// fork (scenario V14).
+func (v versions) final(log logfile.Name) int64 {
+	end := int64(-1)
+	for _, prev := range v.successors(log) {
+		if end < 0 || prev.Pos < end {
+			end = prev.Pos
+		}
+	}
+	return end
+}
+
+type nextState int
+
+const (
+	nextNone   nextState = iota // nobody has started another log
+	nextFound                   // exactly one, and it builds on what we have
+	nextBehind                  // it builds on a later end than we have
+	nextSplit                   // more than one, or one that left this log before our end
+)
+
+// next finds the log after log for a node that has taken in all up to end.
+func (v versions) next(log logfile.Name, node string, end int64) (logfile.Name, nextState) {
+	succ := v.successors(log)
+	if len(succ) > 0 && v.final(log) > end {
+		return logfile.Name{}, nextBehind
+	}
+	if len(succ) > 1 {
+		return logfile.Name{}, nextSplit
+	}
+	own := v.bySeq[log.Seq][node]
+	var found logfile.Name
+	for name, prev := range succ {
+		if prev.Pos < end {
+			return name, nextSplit // it was left before our end
+		}
+		if nameOf(own) == log && own.Pos == end && own.Head() != prev.Head() {
+			return name, nextSplit // same length, other history
+		}
+		found = name
+	}
+	if found.IsZero() {
+		// A log of that number that does not build on ours is another branch.
+		for _, l := range v.bySeq[log.Seq+1] {
+			if l.Prev != "" && nameOf(l) != log {
+				return nameOf(l), nextSplit
+			}
+		}
+		return found, nextNone
+	}
+	return found, nextFound
+}
+
+// describe says who continued log and where, for the split brain message.
+func (v versions) describe(log logfile.Name) string {
+	var parts []string
+	for name, prev := range v.successors(log) {
+		parts = append(parts, fmt.Sprintf("%s continues from %d", name, prev.Pos))
+	}
+	if len(parts) == 0 {
+		for host, l := range v.bySeq[log.Seq+1] {
+			parts = append(parts, fmt.Sprintf("%s says %s builds on %q", host, nameOf(l), l.Prev))
+		}
+	}
+	sort.Strings(parts)
+	return strings.Join(parts, ", ")
+}
