@@ -240,7 +240,7 @@ func (w *worker) announce(log logfile.Name) error {
 	if err := w.publishVersion(log, 0); err != nil {
 		return err
 	}
-	if v, _ := w.n.tree.Get(w.r.MaxNrPath()); number(v) < int64(log.Seq) {
+	if v, _ := w.n.tree.Get(w.r.MaxNrPath()); symlinktree.LeadingInt(v) < int64(log.Seq) {
 		if err := w.n.tree.Set(w.r.MaxNrPath(), fmt.Sprint(log.Seq)); err != nil {
 			return err
 		}

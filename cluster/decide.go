@@ -116,6 +116,11 @@ func (d *decision) attach() {
 func (d *decision) recover() {
 	cur := d.f.Current
 	if l, ok := d.f.log(cur); d.in.pos.Min == 0 && (!ok || l.Size == 0) {
+		if was := d.chain.published(cur); was > 0 && !d.forced() {
+			d.say(msgReplayStop, "%s of %s is empty here although %d bytes of it were durable once: this node's tree directory has lost data; designate another member, or give them up with pause-fetch and primary --force",
+				cur, d.r, was)
+			return
+		}
 		// Nothing was ever written to it: nothing to recover.
 		if d.in.primary == d.f.Node {
 			d.becomePrimary()
@@ -199,7 +204,7 @@ func (d *decision) becomePrimary() {
 // otherPrimary: peer says that it is actual primary, and it is alive to say so.
 func (d *decision) otherPrimary(peer string) bool {
 	v, _ := d.s.Get(d.r.ActualPath(peer, "is-primary"))
-	return peer != d.f.Node && number(v) != 0 && d.f.Alive[peer]
+	return peer != d.f.Node && symlinktree.Switch(v) && d.f.Alive[peer]
 }
 
 // caughtUp: all of the current log that exists (or, forced, that is here) has
@@ -225,7 +230,7 @@ func (d *decision) catchUp() {
 // follow: attached and not designated.
 func (d *decision) follow() {
 	d.fetch()
-	if d.in.primary != "" && d.in.primary != "(none)" || d.f.Syncing != "" {
+	if d.in.primary != "" && d.in.primary != symlinktree.NoHost || d.f.Syncing != "" {
 		d.sync()
 	}
 	d.replay(d.in.replay)
@@ -329,7 +334,7 @@ func (d *decision) fetchTarget() *FetchFact {
 			return &FetchFact{log, peer, final}
 		}
 		next, state := d.chain.next(log, d.f.Node, final)
-		if state != nextFound || here > final {
+		if state != nextFound && state != nextWait || here > final {
 			return nil
 		}
 		log = next
@@ -360,7 +365,7 @@ func (d *decision) source(log logfile.Name, have int64) string {
 func (d *decision) sync() {
 	src := d.in.primary
 	need := d.in.synced < d.in.size
-	ok := need && d.in.sync && src != "" && src != "(none)" && src != d.f.Node && d.f.Alive[src] && d.isPrimary(src)
+	ok := need && d.in.sync && src != "" && src != symlinktree.NoHost && src != d.f.Node && d.f.Alive[src] && d.isPrimary(src)
 	switch {
 	case !ok:
 		d.stopSync()
@@ -378,5 +383,5 @@ func (d *decision) sync() {
 
 func (d *decision) isPrimary(peer string) bool {
 	v, _ := d.s.Get(d.r.ActualPath(peer, "is-primary"))
-	return number(v) != 0
+	return symlinktree.Switch(v)
 }

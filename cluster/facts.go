@@ -104,13 +104,13 @@ func readIntent(s *symlinktree.Snapshot, r symlinktree.Resource, node string) in
 	str := func(path string) string { v, _ := s.Get(path); return v }
 	in := intent{
 		disk:       str(r.DataPath(node)),
-		size:       number(str(r.SizePath())),
+		size:       symlinktree.LeadingInt(str(r.SizePath())),
 		primary:    str(r.PrimaryPath()),
-		attach:     number(str(r.TodoPath(node, "attach"))) != 0,
-		connect:    number(str(r.TodoPath(node, "connect"))) != 0,
-		replay:     number(str(r.TodoPath(node, "allow-replay"))) != 0,
-		sync:       number(str(r.TodoPath(node, "sync"))) != 0,
-		synced:     number(str(r.SyncStatusPath(node))),
+		attach:     symlinktree.Switch(str(r.TodoPath(node, "attach"))),
+		connect:    symlinktree.Switch(str(r.TodoPath(node, "connect"))),
+		replay:     symlinktree.Switch(str(r.TodoPath(node, "allow-replay"))),
+		sync:       symlinktree.Switch(str(r.TodoPath(node, "sync"))),
+		synced:     symlinktree.LeadingInt(str(r.SyncStatusPath(node))),
 		syncSource: str(r.Path("syncsource-" + node)),
 		members:    symlinktree.Members(s, r),
 	}
@@ -136,17 +136,4 @@ func (in *intent) consistent() bool {
 	end := in.syncPos
 	end.Min, end.Len = end.Min+end.Len, 0
 	return symlinktree.CompareReplay(in.pos, end) >= 0
-}
-
-// number parses the leading decimal digits, as the original's switches do;
-// anything else is 0.
-func number(s string) int64 {
-	var n int64
-	for _, c := range s {
-		if c < '0' || c > '9' || n > 1<<58 {
-			break
-		}
-		n = n*10 + int64(c-'0')
-	}
-	return n
 }

@@ -54,7 +54,7 @@ func (n *Node) runGossip(ctx context.Context) {
 // clusters is kept apart by it.
 func (n *Node) awaitUUID(ctx context.Context) (string, error) {
 	for {
-		if id, ok := n.tree.Get(symlinktree.UUIDPath); ok && id != anyUUID {
+		if id, ok := n.tree.Get(symlinktree.UUIDPath); ok && id != symlinktree.AnyUUID {
 			return id, nil
 		}
 		select {

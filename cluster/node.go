@@ -19,9 +19,6 @@ import (
 	"mars/transport"
 )
 
-// anyUUID stands in ips of a node that joins and does not know its cluster yet.
-const anyUUID = "(any)"
-
 // Version of the software, shown to peers and in buildtag. The original's marsadm
 // reads digits before a parenthesis as an old kernel's build number, so there
 // are none (reference symlink-tree 1.2).
@@ -173,7 +170,7 @@ func (n *Node) openTree() error {
 // before marsadm create-cluster or join-cluster.
 func (n *Node) awaitCluster(ctx context.Context) error {
 	for told := false; ; told = true {
-		if _, ok := n.tree.Get("uuid"); ok {
+		if _, ok := n.tree.Get(symlinktree.UUIDPath); ok {
 			if _, ok := n.tree.Get(symlinktree.IPPath(n.cfg.Node)); ok {
 				return nil
 			}
@@ -302,7 +299,7 @@ func (n *Node) dispatchChanges(ctx context.Context, list []symlinktree.Entry) {
 		switch {
 		case strings.HasPrefix(dir, "resource-"):
 			touched[symlinktree.Resource(strings.TrimPrefix(dir, "resource-"))] = true
-		case dir == "ips" || e.Path == "uuid":
+		case dir == "ips" || e.Path == symlinktree.UUIDPath:
 			n.refreshPeers(ctx)
 		case strings.HasPrefix(dir, "actual-") && rest == "time":
 			n.heard(strings.TrimPrefix(dir, "actual-"))

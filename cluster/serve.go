@@ -18,15 +18,15 @@ type handler struct{ n *Node }
 var _ transport.Handler = (*handler)(nil)
 
 func (n *Node) hello() transport.Hello {
-	uuid, _ := n.tree.Get("uuid")
+	uuid, _ := n.tree.Get(symlinktree.UUIDPath)
 	addr, _ := n.tree.Get(symlinktree.IPPath(n.cfg.Node))
 	return transport.Hello{Node: n.cfg.Node, UUID: uuid, Addr: addr, Epoch: n.tree.Epoch(), Seq: n.tree.Seq(), Version: Version}
 }
 
 // sameCluster refuses to mix two trees.
 func (n *Node) sameCluster(h transport.Hello) error {
-	mine, _ := n.tree.Get("uuid")
-	if mine == h.UUID || mine == anyUUID || h.UUID == anyUUID {
+	mine, _ := n.tree.Get(symlinktree.UUIDPath)
+	if mine == h.UUID || mine == symlinktree.AnyUUID || h.UUID == symlinktree.AnyUUID {
 		return nil
 	}
 	return fmt.Errorf("node %s belongs to cluster %s, node %s to cluster %s: two clusters are never mixed by accident", h.Node, h.UUID, n.cfg.Node, mine)

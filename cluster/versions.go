@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"path"
 	"sort"
 	"strings"
 
@@ -17,8 +18,8 @@ type versions struct {
 
 func readVersions(s *symlinktree.Snapshot, r symlinktree.Resource) versions {
 	v := versions{bySeq: make(map[int]map[string]symlinktree.Version)}
-	for _, e := range s.List(r.Path("")) {
-		seq, host, ok := symlinktree.ParseVersionPath(e.Path)
+	for _, e := range s.List(r.Dir()) {
+		seq, host, ok := symlinktree.NumberedOf(path.Base(e.Path), "version")
 		if !ok {
 			continue
 		}
@@ -61,8 +62,7 @@ func (v versions) published(log logfile.Name) int64 {
 func (v versions) successors(log logfile.Name) map[logfile.Name]symlinktree.Version {
 	out := make(map[logfile.Name]symlinktree.Version)
 	for _, l := range v.bySeq[log.Seq+1] {
-		prev, err := symlinktree.ParseVersion(l.Prev + ":")
-		if err == nil && nameOf(prev) == log {
+		if prev, ok := l.Predecessor(); ok && nameOf(prev) == log {
 			out[nameOf(l)] = prev
 		}
 	}
@@ -88,6 +88,7 @@ const (
 	nextNone   nextState = iota // nobody has started another log
 	nextFound                   // exactly one, and it builds on what we have
 	nextBehind                  // it builds on a later end than we have
+	nextWait                    // our own version link does not say yet what we have
 	nextSplit                   // more than one, or one that left this log before our end
 )
 
@@ -106,7 +107,10 @@ func (v versions) next(log logfile.Name, node string, end int64) (logfile.Name, 
 		if prev.Pos < end {
 			return name, nextSplit // it was left before our end
 		}
-		if nameOf(own) == log && own.Pos == end && own.Head() != prev.Head() {
+		if nameOf(own) != log || own.Pos != end {
+			return name, nextWait
+		}
+		if own.Head() != prev.Head() {
 			return name, nextSplit // same length, other history
 		}
 		found = name
