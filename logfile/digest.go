@@ -102,8 +102,7 @@ func preferred(f Flags) Flags {
 
 // seal is the CRC-32C of an encoded record whose seal word counts as zero.
 func seal(rec []byte) uint32 {
-	var zero [4]byte
 	crc := crc32.Update(0, castagnoli, rec[:offSeal])
-	crc = crc32.Update(crc, castagnoli, zero[:])
+	crc = crc32.Update(crc, castagnoli, zeros[:4])
 	return crc32.Update(crc, castagnoli, rec[offSeal+4:])
 }
