@@ -174,26 +174,21 @@ func dirClass(dir string) class {
 		return classRoot
 	}
 	parent, name := splitPath(dir)
-	switch parent {
-	case "":
-		return childClass("", name)
-	default:
-		if dirClass(parent) != classResource {
-			return classUnknown
-		}
-		return childClass(parent, name)
+	if parent != "" && dirClass(parent) != classResource {
+		return classUnknown
 	}
+	return childClass(parent, name)
 }
 
 // childClass classifies the directory name inside parent, which is known.
 func childClass(parent, name string) class {
 	switch {
 	case name == "defaults", name == "userspace",
-		hasField(name, "defaults-"), hasField(name, "actual-"), hasField(name, "todo-"):
+		namedAfter(name, "defaults-"), namedAfter(name, "actual-"), namedAfter(name, "todo-"):
 		if leafParent(parent) {
 			return classShared
 		}
-	case hasField(name, "local-"):
+	case namedAfter(name, "local-"):
 		if leafParent(parent) {
 			return classLocal
 		}
@@ -201,9 +196,9 @@ func childClass(parent, name string) class {
 		return classUnknown
 	case name == "ips":
 		return classShared
-	case hasField(name, "resource-"):
+	case namedAfter(name, "resource-"):
 		return classResource
-	case hasField(name, "cache-"), hasField(name, "probe-"), hasField(name, "backups-"):
+	case namedAfter(name, "cache-"), namedAfter(name, "probe-"), len(name) > 8 && strings.HasPrefix(name, "backups-"):
 		return classLocal
 	}
 	return classUnknown
@@ -211,13 +206,12 @@ func childClass(parent, name string) class {
 
 // leafParent reports whether leaf directories may live in parent: the root and
 // the resource directories.
-func leafParent(parent string) bool {
-	return parent == "" || (!strings.Contains(parent, "/") && hasField(parent, "resource-"))
-}
+func leafParent(parent string) bool { return parent == "" || namedAfter(parent, "resource-") }
 
-// hasField reports whether name is prefix plus a non-empty rest.
-func hasField(name, prefix string) bool {
-	return len(name) > len(prefix) && name[:len(prefix)] == prefix
+// namedAfter reports whether name is prefix plus the name of a host or resource.
+func namedAfter(name, prefix string) bool {
+	rest, ok := strings.CutPrefix(name, prefix)
+	return ok && ValidName(rest) == nil
 }
 
 // Replicated reports whether path belongs to the part of the tree that peers

@@ -1,0 +1,12 @@
+package symlinktree
+
+// Keys of log attributes.
+const (
+	keyPath  = "path"
+	keyDir   = "dir"
+	keyPeer  = "peer"
+	keyValue = "value"
+	keyStamp = "stamp"
+	keyCount = "count"
+	keyError = "error"
+)
