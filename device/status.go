@@ -63,3 +63,36 @@ type Status struct {
 
 	Counters Counters
 }
+
+// Status returns a snapshot.
+func (e *Engine) Status() Status {
+	s := Status{Size: e.Size(), Counters: e.n.snapshot()}
+	s.Replay, s.ReplayErr = e.replay.state()
+	if f := e.failed.Load(); f != nil {
+		s.LogErr = f.err
+	}
+	e.logMu.RLock()
+	w := e.writer
+	e.logMu.RUnlock()
+	e.idx.mu.RLock()
+	top := e.idx.top()
+	s.IngestEnd = top.endPos()
+	for _, l := range e.idx.list {
+		s.Extents += l.ext.count
+		s.DirtyBytes += l.ext.bytes
+		s.LogBacklog += l.end - l.start
+	}
+	e.idx.mu.RUnlock()
+	e.mu.Lock()
+	s.Mode, s.Applied, s.DirtyEnd, s.DiskErr, s.JournalErr = e.mode, e.applied, e.dirtyEnd, e.diskErr, e.jourErr
+	e.mu.Unlock()
+	s.Current = s.IngestEnd.Log
+	if w != nil && w.Name() == s.Current {
+		s.LogEnd, s.LogDurable = s.IngestEnd.Offset, w.Durable()
+	} else {
+		// A file that is not there has no bytes.
+		s.LogEnd, _ = e.chain.Size(s.Current)
+		s.LogDurable, _ = e.chain.Durable(s.Current)
+	}
+	return s
+}
