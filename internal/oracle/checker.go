@@ -41,6 +41,11 @@ type Options struct {
 	MaxViolations int
 }
 
+// mayCut tells whether the end of the history may cut w.
+func (o *Options) mayCut(w *want) bool {
+	return o.RecordSectors > 0 && w.n > o.RecordSectors && (w.data() || o.SplitRanges)
+}
+
 const none = -1 // index of "the content before the test"
 
 // want is a request that changes the device. Its index in Checker.reqs is its
@@ -153,14 +158,87 @@ func (c *Checker) Check(img io.ReaderAt, opt Options) (*Verdict, error) {
 	if opt.MaxViolations == 0 {
 		opt.MaxViolations = 20
 	}
-	v := &Verdict{AsOf: opt.AsOf, torn: opt.Torn}
 	seen, err := c.scan(img, opt.AsOf)
 	if err != nil {
 		return nil, fmt.Errorf("read the image: %w", err)
 	}
-	p := &proof{c: c, opt: opt, v: v, seen: seen,
+	return c.judge(seen, opt), nil
+}
+
+// maxDoubts bounds the search of judge: 2^maxDoubts proofs.
+const maxDoubts = 8
+
+// judge proves or refutes. One proof decides, unless there are doubtful requests:
+// without an answer, and overwritten later by one that leaves no stamp. Nobody
+// knows whether such a request happened, and what its sectors show may be the
+// work of the later one. A proof prefers the older explanation, so that after a
+// failure it is repeated with the doubtful ones taken as absent, in all
+// combinations. If there are too many for that, or if one may be cut anywhere,
+// what a proof says that asks nothing of them stands: it may accept too much, but never refuses wrongly.
+func (c *Checker) judge(seen *seen, opt Options) *Verdict {
+	strict := c.prove(seen, opt, nil, nil)
+	if strict.OK() {
+		return strict
+	}
+	doubts := c.doubts(opt)
+	if len(doubts) == 0 {
+		return strict
+	}
+	free := map[int32]bool{}
+	for _, i := range doubts {
+		free[i] = true
+	}
+	relaxed := c.prove(seen, opt, nil, free)
+	if !relaxed.OK() || len(doubts) > maxDoubts || slices.ContainsFunc(doubts, func(i int32) bool { return opt.mayCut(&c.reqs[i]) }) {
+		return relaxed
+	}
+	for set := 1; set < 1<<len(doubts); set++ {
+		absent := map[int32]bool{}
+		for k, i := range doubts {
+			absent[i] = set&(1<<k) != 0
+		}
+		if v := c.prove(seen, opt, absent, nil); v.OK() {
+			return v
+		}
+	}
+	return strict
+}
+
+func (c *Checker) prove(seen *seen, opt Options, absent, free map[int32]bool) *Verdict {
+	p := &proof{c: c, opt: opt, seen: seen, absentees: absent, free: free,
+		v:      &Verdict{AsOf: opt.AsOf, unsure: opt.Torn || len(free) > 0},
 		live:   sort.Search(len(c.reqs), func(i int) bool { return c.reqs[i].number > opt.AsOf }),
 		choice: make([]int32, c.sectors)}
 	p.run()
-	return v, nil
+	return p.v
+}
+
+// doubts lists the requests without an answer of which a part was overwritten
+// later by a request that leaves no stamp.
+func (c *Checker) doubts(opt Options) (list []int32) {
+	if c.at == nil {
+		return nil
+	}
+	demanded := map[uint64]bool{}
+	if opt.Since != nil {
+		for _, m := range opt.Since.present {
+			demanded[m.number] = true
+		}
+	}
+	for i := range c.reqs {
+		w := &c.reqs[i]
+		if w.number > opt.AsOf {
+			break
+		}
+		if w.void || (w.complete != 0 && w.complete <= opt.AsOf) || demanded[w.number] {
+			continue
+		}
+		for s := w.first; s < w.first+w.n; s++ {
+			if n := c.at[s+1]; n > c.at[s] && c.ranges[n-1] > int32(i) {
+				list = append(list, int32(i))
+				break
+			}
+		}
+	}
+	return list
 }

@@ -18,9 +18,11 @@
 //     is a set of submitted requests, closed under "completed before submitted",
 //     that contains what Options demands (Durable, Since) and leaves exactly this
 //     image. With Options.RecordSectors one request may be cut short, with Torn
-//     those without a completion may be torn. Two exceptions only accept too
-//     much: the rule that at most one request is cut does not look at sectors
-//     whose content several zeroings explain, and a CRC-32C may collide.
+//     those without a completion may be torn. Exceptions only accept too much:
+//     the rule that at most one request is cut does not look at sectors which
+//     several zeroings explain; more than eight requests without an answer, or
+//     one that may be cut, below later zeroings are not examined in all
+//     combinations; and a CRC-32C may collide.
 //   - A true prefix of any log that respects the order of completion is accepted.
 //   - Submit and completion are ordered by one counter, never by the clock.
 //   - A Load never has overlapping requests in flight, even across lost

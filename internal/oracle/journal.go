@@ -169,8 +169,8 @@ func (j *Journal) Resolve(v *Verdict) error {
 	if err := v.Err(); err != nil {
 		return fmt.Errorf("resolve: the image is not a prefix: %w", err)
 	}
-	if v.torn {
-		return errors.New("resolve: a check that allows torn requests does not tell what exists")
+	if v.unsure {
+		return errors.New("resolve: this check (torn requests allowed, or too many doubtful ones) does not tell what exists")
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()

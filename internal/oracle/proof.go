@@ -19,13 +19,17 @@ const (
 // A sector may have several explanations (zeros: any zeroing of it, or the
 // content before the test). It gets the oldest that is not older than a request
 // which must be in the set; as the writes of one sector never overlap in time, a
-// younger explanation would imply the older one.
+// younger explanation would imply the older one if that was answered; see judge
+// for the others.
 type proof struct {
 	c    *Checker
 	opt  Options
 	v    *Verdict
 	seen *seen
 	live int // requests submitted by AsOf
+
+	absentees map[int32]bool // explain nothing: see judge
+	free      map[int32]bool // explain a sector without any consequence for others
 
 	choice  []int32 // per sector: the visible request, none or inexplicable
 	need    []int64 // per request: so many of its sectors, from the first, are in the set
@@ -111,7 +115,7 @@ func (p *proof) demands() {
 func (p *proof) next(s int64, from int32) int32 {
 	cls := p.seen.cls[s]
 	best := int32(never)
-	if cls == clsStamp && p.seen.vis[s] >= from {
+	if cls == clsStamp && p.seen.vis[s] >= from && !p.absentees[p.seen.vis[s]] {
 		best = p.seen.vis[s]
 	}
 	c := p.c
@@ -125,7 +129,7 @@ func (p *proof) next(s int64, from int32) int32 {
 			break
 		}
 		w := &c.reqs[i]
-		if !w.void && (!c.zeroes(w) || cls == clsZero || cls == clsZeroBase) {
+		if !w.void && !p.absentees[i] && (!c.zeroes(w) || cls == clsZero || cls == clsZeroBase) {
 			return i
 		}
 	}
@@ -154,9 +158,9 @@ func (p *proof) choose(s int64, from int32) bool {
 	w := &p.c.reqs[i]
 	n := w.n
 	switch {
-	case p.opt.Torn && !p.completed(w):
+	case p.opt.Torn && !p.completed(w), p.free[i]:
 		n = 0 // this sector says nothing about its others
-	case p.mayBeCut(w):
+	case p.opt.mayCut(w):
 		n = s - w.first + 1
 	}
 	p.add(i, n, reason{rule: RuleTorn})
@@ -164,10 +168,6 @@ func (p *proof) choose(s int64, from int32) bool {
 }
 
 func (p *proof) completed(w *want) bool { return w.complete != 0 && w.complete <= p.opt.AsOf }
-
-func (p *proof) mayBeCut(w *want) bool {
-	return p.opt.RecordSectors > 0 && w.n > p.opt.RecordSectors && (w.data() || p.opt.SplitRanges)
-}
 
 // add puts the first n sectors of request i into the set.
 func (p *proof) add(i int32, n int64, why reason) {

@@ -64,7 +64,7 @@ func (p *proof) summary() {
 		if rest == w.n {
 			continue
 		}
-		if !p.mayBeCut(w) {
+		if !p.opt.mayCut(w) {
 			rest = 0
 		}
 		v.missing = append(v.missing, part{w.number, rest})

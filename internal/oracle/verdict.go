@@ -53,7 +53,7 @@ type Verdict struct {
 	// What the sectors show.
 	Stamped, Zero, Initial, Other int64
 
-	torn    bool
+	unsure  bool   // missing and present are not complete
 	missing []part // known not to be in the image as a whole, with what may be
 	present []part // known to be in it, with how much of it
 }
