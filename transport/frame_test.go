@@ -18,7 +18,7 @@ func encodeFrame(f frame) []byte {
 func TestFrameGolden(t *testing.T) {
 	got := encodeFrame(frame{flags: flagSealed, offset: 4096, durable: 4101, payload: []byte("hello")})
 	want := []byte{
-		0x4d, 0x46, 1, 0, 1, 0, 0, 0, 5, 0, 0, 0, 0x46, 0xb0, 0x7c, 0xc2,
+		0x4d, 0x46, 1, 0, 1, 0, 0, 0, 5, 0, 0, 0, 0x08, 0xdc, 0x65, 0xf3,
 		0, 16, 0, 0, 0, 0, 0, 0, 5, 16, 0, 0, 0, 0, 0, 0,
 		'h', 'e', 'l', 'l', 'o',
 	}

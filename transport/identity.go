@@ -174,7 +174,7 @@ func (id *Identity) ClientTLS(peer string) *tls.Config {
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
 		name, err := id.verify(cs)
 		if err != nil {
-			return fmt.Errorf("node %s: %w", peer, err)
+			return fmt.Errorf("node %s %w", peer, err)
 		}
 		if name != peer {
 			return fmt.Errorf("%w: want %s, found %s; check the ips/ip-%s link", ErrWrongNode, peer, name, peer)
@@ -197,7 +197,7 @@ func (id *Identity) baseTLS() *tls.Config {
 // verify checks the other side's certificate and returns its node name.
 func (id *Identity) verify(cs tls.ConnectionState) (string, error) {
 	if len(cs.PeerCertificates) == 0 {
-		return "", fmt.Errorf("%w: it sent no certificate", ErrSecret)
+		return "", fmt.Errorf("%w (it sent no certificate)", ErrSecret)
 	}
 	leaf := cs.PeerCertificates[0]
 	_, err := leaf.Verify(x509.VerifyOptions{
@@ -205,7 +205,9 @@ func (id *Identity) verify(cs tls.ConnectionState) (string, error) {
 		CurrentTime: verifyTime,
 		KeyUsages:   []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	})
-	if err != nil {
+	if unknown := (x509.UnknownAuthorityError{}); errors.As(err, &unknown) {
+		return "", ErrSecret // its text would only confuse: there is one authority and no choice
+	} else if err != nil {
 		return "", fmt.Errorf("%w (%v)", ErrSecret, err)
 	}
 	name := leaf.Subject.CommonName
