@@ -103,7 +103,7 @@ func (w *worker) detach(ctx context.Context) (func(), error) {
 		err = eng.SetReplay(ctx, false)
 	}
 	if x := w.export; x != nil {
-		err = errors.Join(err, x.close())
+		err = errors.Join(err, closeExport(x))
 	}
 	if cerr := eng.Close(); cerr != nil {
 		err = errors.Join(err, cerr)
@@ -250,13 +250,13 @@ func (w *worker) announce(log logfile.Name) error {
 
 // yield ends the primary role. The device vanishes only when the disk has
 // everything: whoever waits for it to go may take the disk then.
-func (w *worker) yield(ctx context.Context, x *export) error {
+func (w *worker) yield(ctx context.Context, x *device.Export) error {
 	chain, eng := w.shared.get()
 	if err := eng.WriteBack(ctx); err != nil {
 		return err
 	}
 	if x != nil {
-		if err := x.close(); err != nil {
+		if err := closeExport(x); err != nil {
 			return err
 		}
 	}
@@ -293,7 +293,7 @@ func (w *worker) openExport() {
 		return
 	}
 	w.export = x
-	w.log.Info("device appears", keyPath, x.unix.Path())
+	w.log.Info("device appears", keyPath, x.Path())
 	w.kick()
 }
 

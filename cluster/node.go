@@ -230,7 +230,6 @@ func (n *Node) listen() (net.Listener, error) {
 func (n *Node) transportConfig() transport.Config {
 	c := transport.DefaultConfig()
 	c.Log = n.log
-	c.HeartbeatInterval = n.cfg.Heartbeat
 	return c
 }
 

@@ -100,6 +100,9 @@ func (p *peer) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		if err == nil {
+			continue // the stream had its age; the next one goes on
+		}
 		p.failed(err)
 		if time.Since(begun) > cfg.RetryMax {
 			pause = cfg.RetryMin // it had worked for a while

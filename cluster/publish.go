@@ -38,7 +38,7 @@ func (w *worker) publish(s *symlinktree.Snapshot, f Facts, said map[string]strin
 	flag("is-emergency", false)
 	open, flying := 0, 0
 	if exported {
-		open, flying = w.export.openCount(), w.export.inFlight()
+		open, flying = w.export.OpenCount(), w.export.InFlight()
 	}
 	put("open-count", strconv.Itoa(open))
 	flag("if-on", exported)

@@ -32,7 +32,7 @@ type worker struct {
 	shared shared // what peers and background jobs look at
 
 	disk      *device.Disk
-	export    *export
+	export    *device.Export
 	recovered bool
 	busy      string // transition under way
 	backoff   backoff
@@ -266,7 +266,7 @@ func (w *worker) facts(s *symlinktree.Snapshot) Facts {
 		f.Refetches = maxRefetches // not something that fetching heals
 	}
 	if w.export != nil {
-		f.Exported, f.OpenCount = true, w.export.openCount()
+		f.Exported, f.OpenCount = true, w.export.OpenCount()
 	}
 	return f
 }

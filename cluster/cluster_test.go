@@ -1,0 +1,398 @@
+package cluster
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"mars/internal/nbdclient"
+	"mars/internal/testutil"
+	"mars/symlinktree"
+	"mars/transport"
+)
+
+const (
+	deadline = 30 * time.Second
+	size     = 8 << 20
+)
+
+// testNode is one node of a cluster in this process. Its intent is written the
+// way an administrator without marsadm would: as links, by another opener of the
+// same tree.
+type testNode struct {
+	t      *testing.T
+	name   string
+	cfg    Config
+	disk   string
+	node   *Node
+	cancel context.CancelFunc
+	ended  chan error
+	logs   *logBuffer
+}
+
+// logBuffer keeps a node's log for the failure report.
+type logBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// freePort finds a pair of free ports (gossip, data) on addr.
+func freePort(t *testing.T, addr string) int {
+	t.Helper()
+	for range 100 {
+		l, err := net.Listen("tcp", net.JoinHostPort(addr, "0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := l.Addr().(*net.TCPAddr).Port
+		l2, err := net.Listen("tcp", net.JoinHostPort(addr, fmt.Sprint(port+1)))
+		l.Close()
+		if err == nil {
+			l2.Close()
+			return port
+		}
+	}
+	t.Fatal("no pair of free ports")
+	return 0
+}
+
+func newTestNodes(t *testing.T, names ...string) map[string]*testNode {
+	t.Helper()
+	secret := transport.NewSecret()
+	nodes := make(map[string]*testNode)
+	for i, name := range names {
+		dir := t.TempDir()
+		addr := fmt.Sprintf("127.0.0.%d", 41+i)
+		cfg := DefaultConfig(filepath.Join(dir, "mars"), name)
+		cfg.Bind = net.JoinHostPort(addr, fmt.Sprint(freePort(t, addr)))
+		cfg.SecretFile, cfg.NBDDir = filepath.Join(dir, "secret"), filepath.Join(dir, "nbd")
+		cfg.Heartbeat, cfg.AliveWindow = 50*time.Millisecond, 2*time.Second
+		cfg.Publish, cfg.Scan, cfg.RetryMin, cfg.RetryMax = 10*time.Millisecond, 100*time.Millisecond, 20*time.Millisecond, 200*time.Millisecond
+		cfg.WritebackAge = 100 * time.Millisecond
+		logs := &logBuffer{}
+		cfg.Log = slog.New(slog.NewTextHandler(logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		n := &testNode{t: t, name: name, cfg: cfg, disk: filepath.Join(dir, "disk"), logs: logs}
+		if err := os.Mkdir(cfg.Root, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := transport.WriteSecret(cfg.SecretFile, secret); err != nil {
+			t.Fatal(err)
+		}
+		n.put("ips/ip-"+name, cfg.Bind)
+		if i == 0 {
+			n.put("uuid", "test_1.000000000")
+		} else {
+			first := nodes[names[0]]
+			n.edit(func(tr *symlinktree.Tree) error {
+				return errors.Join(tr.SetAt("uuid", symlinktree.AnyUUID, preliminary), tr.SetAt("ips/ip-"+first.name, first.cfg.Bind, preliminary))
+			})
+		}
+		nodes[name] = n
+		t.Cleanup(func() {
+			n.stop()
+			if t.Failed() {
+				t.Logf("log of %s:\n%s", n.name, tail(n.logs.String(), 6000))
+			}
+		})
+	}
+	return nodes
+}
+
+func tail(s string, n int) string { return s[max(0, len(s)-n):] }
+
+func (n *testNode) edit(f func(tr *symlinktree.Tree) error) {
+	n.t.Helper()
+	tr, err := symlinktree.Open(n.cfg.Root, symlinktree.Options{Node: n.name})
+	if err == nil {
+		err = f(tr)
+	}
+	if err != nil {
+		n.t.Fatalf("edit tree of %s: %v", n.name, err)
+	}
+}
+
+// put sets links: path, value, path, value...
+func (n *testNode) put(kv ...string) {
+	n.t.Helper()
+	n.edit(func(tr *symlinktree.Tree) error {
+		for i := 0; i < len(kv); i += 2 {
+			if err := tr.Set(kv[i], kv[i+1]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (n *testNode) get(path string) string {
+	v, err := os.Readlink(filepath.Join(n.cfg.Root, path))
+	if err != nil || v == symlinktree.Deleted {
+		return ""
+	}
+	return v
+}
+
+func (n *testNode) start() {
+	n.t.Helper()
+	node, err := NewNode(n.cfg)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	n.node, n.cancel, n.ended = node, cancel, make(chan error, 1)
+	go func() { n.ended <- node.Run(ctx) }()
+	select {
+	case <-node.Ready():
+	case err := <-n.ended:
+		n.t.Fatalf("node %s: %v", n.name, err)
+	case <-time.After(deadline):
+		n.t.Fatalf("node %s is not ready", n.name)
+	}
+}
+
+func (n *testNode) stop() {
+	n.t.Helper()
+	if n.node == nil {
+		return
+	}
+	n.cancel()
+	select {
+	case err := <-n.ended:
+		if err != nil {
+			n.t.Errorf("node %s ended with %v", n.name, err)
+		}
+	case <-time.After(deadline):
+		n.t.Errorf("node %s does not stop", n.name)
+	}
+	n.node = nil
+}
+
+func (n *testNode) makeDisk(fill byte) {
+	n.t.Helper()
+	if err := os.WriteFile(n.disk, []byte(strings.Repeat(string(fill), size)), 0o600); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// create makes the links of create-resource, join those of join-resource.
+func (n *testNode) create(r string) {
+	d := "resource-" + r + "/"
+	h := n.name
+	n.put(d+"size", fmt.Sprint(size), d+"data-"+h, n.disk, d+"device-"+h, r,
+		d+"todo-"+h+"/attach", "0", d+"todo-"+h+"/connect", "1", d+"todo-"+h+"/sync", "1", d+"todo-"+h+"/allow-replay", "1",
+		d+"primary", h, d+"syncstatus-"+h, fmt.Sprint(size), d+"replay-"+h, "log-000000001-"+h+",0,0",
+		d+"version-000000000-"+h, symlinktree.ZeroDigest+",log-000000000-"+h+",0:",
+		d+"version-000000001-"+h, symlinktree.ZeroDigest+",log-000000001-"+h+",0:"+symlinktree.ZeroDigest+",log-000000000-"+h+",0",
+		d+"maxnr", "1")
+	f, err := os.OpenFile(filepath.Join(n.cfg.Root, d+"log-000000001-"+h), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	f.Close()
+	n.put(d+"todo-"+h+"/attach", "1")
+}
+
+func (n *testNode) join(r, pri string) {
+	n.t.Helper()
+	d := "resource-" + r + "/"
+	h := n.name
+	n.await("replay of the primary is known", func() bool { return n.get(d+"replay-"+pri) != "" })
+	pos, err := symlinktree.ParseReplay(n.get(d + "replay-" + pri))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	cur := fmt.Sprintf("version-%09d-", pos.Seq)
+	prev := fmt.Sprintf("version-%09d-", pos.Seq-1)
+	n.put(d+"data-"+h, n.disk, d+"device-"+h, r,
+		d+"todo-"+h+"/attach", "0", d+"todo-"+h+"/connect", "1", d+"todo-"+h+"/sync", "1", d+"todo-"+h+"/allow-replay", "1",
+		d+"replay-"+h, fmt.Sprintf("log-%09d-%s,0,0", pos.Seq, pos.Origin),
+		d+prev+h, n.get(d+prev+pri), d+cur+h, n.get(d+cur+pri), d+"syncstatus-"+h, "0", d+"todo-"+h+"/attach", "1")
+}
+
+func (n *testNode) await(what string, cond func() bool) {
+	n.t.Helper()
+	testutil.WaitFor(n.t, deadline, n.name+": "+what, cond)
+}
+
+func (n *testNode) awaitLink(path, value string) {
+	n.t.Helper()
+	n.await(fmt.Sprintf("%s -> %s (is %q)", path, value, n.get(path)), func() bool { return n.get(path) == value })
+}
+
+func (n *testNode) device(r string) *nbdclient.Client {
+	n.t.Helper()
+	n.awaitLink("resource-"+r+"/actual-"+n.name+"/if-on", "1")
+	c, err := nbdclient.Dial(context.Background(), nbdclient.Options{Network: "unix", Address: filepath.Join(n.cfg.NBDDir, r+".sock"), Export: r})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return c
+}
+
+func (n *testNode) diskSum() [32]byte {
+	b, err := os.ReadFile(n.disk)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return sha256.Sum256(b[:size])
+}
+
+// settled: b has everything of a, by replay and version links.
+func settled(a, b *testNode, r string) bool {
+	d := "resource-" + r + "/"
+	ra, rb := b.get(d+"replay-"+a.name), b.get(d+"replay-"+b.name)
+	pa, err := symlinktree.ParseReplay(ra)
+	if err != nil || ra != rb || pa.Len != 0 {
+		return false
+	}
+	v := fmt.Sprintf("%sversion-%09d-", d, pa.Seq)
+	va, err := symlinktree.ParseVersion(b.get(v + a.name))
+	return err == nil && va.Pos == pa.Min && b.get(v+a.name) == b.get(v+b.name) && b.get(d+"syncstatus-"+b.name) == fmt.Sprint(size)
+}
+
+func write(t *testing.T, c *nbdclient.Client, off int64, p []byte) {
+	t.Helper()
+	if err := c.Write(context.Background(), p, off); err != nil {
+		t.Fatalf("write at %d: %v", off, err)
+	}
+}
+
+func contentSum(t *testing.T, c *nbdclient.Client) [32]byte {
+	t.Helper()
+	h := sha256.New()
+	buf := make([]byte, 1<<20)
+	for off := int64(0); off < size; off += int64(len(buf)) {
+		if err := c.Read(context.Background(), buf, off); err != nil {
+			t.Fatalf("read at %d: %v", off, err)
+		}
+		h.Write(buf)
+	}
+	return [32]byte(h.Sum(nil))
+}
+
+// The whole life of a resource by links alone: create, write, join with a disk
+// full of something else, handover to and fro, restart, rotation.
+func TestLifeByLinks(t *testing.T) {
+	nodes := newTestNodes(t, "a", "b")
+	a, b := nodes["a"], nodes["b"]
+	a.makeDisk('A')
+	b.makeDisk('B')
+	a.start()
+	b.start()
+	a.awaitLink("ips/ip-b", b.cfg.Bind)
+	b.awaitLink("uuid", "test_1.000000000")
+
+	a.create("r0")
+	c := a.device("r0")
+	write(t, c, 4096, []byte(strings.Repeat("x", 8192)))
+	b.join("r0", "a")
+	write(t, c, 1<<20, []byte(strings.Repeat("y", 4096)))
+	if err := c.Flush(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	b.await("is settled", func() bool { return settled(a, b, "r0") })
+	want := contentSum(t, c)
+	if got := b.diskSum(); got != want {
+		t.Fatal("the secondary's disk differs from the device")
+	}
+
+	// The device is in use: a remains primary.
+	b.put("resource-r0/primary", symlinktree.NoHost)
+	a.await("says that it remains primary", func() bool { return strings.Contains(a.get("resource-r0/actual-a/msg-inf-primary"), "remains") })
+	if got := a.get("resource-r0/actual-a/is-primary"); got != "1" {
+		t.Fatalf("is-primary %q while the device is in use", got)
+	}
+	c.Close()
+	b.awaitLink("resource-r0/actual-a/is-primary", "0")
+	b.await("is settled", func() bool { return settled(a, b, "r0") })
+	b.put("resource-r0/primary", "b")
+	c = b.device("r0")
+	if got := contentSum(t, c); got != want {
+		t.Fatal("the device differs after the handover")
+	}
+	write(t, c, 2<<20, []byte(strings.Repeat("z", 512)))
+
+	// Rotation by an empty file, as marsadm log-rotate asks for it.
+	f, err := os.OpenFile(filepath.Join(b.cfg.Root, "resource-r0/log-000000003-b"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	b.await("rotates", func() bool { return b.get("resource-r0/version-000000003-b") != "" })
+	write(t, c, 3<<20, []byte(strings.Repeat("w", 512)))
+	want = contentSum(t, c)
+	a.await("follows the new primary", func() bool { return settled(b, a, "r0") })
+	if got := a.diskSum(); got != want {
+		t.Fatal("the old primary's disk differs from the device")
+	}
+	c.Close()
+
+	// Roles are remembered.
+	b.stop()
+	a.stop()
+	b.start()
+	a.start()
+	c = b.device("r0")
+	defer c.Close()
+	if got := contentSum(t, c); got != want {
+		t.Fatal("the device differs after a restart")
+	}
+	write(t, c, 0, []byte(strings.Repeat("v", 1024)))
+	want = contentSum(t, c)
+	a.await("catches up after the restart", func() bool { return settled(b, a, "r0") && a.diskSum() == want })
+}
+
+// A second daemon on the same root changes nothing and says why.
+func TestSecondDaemon(t *testing.T) {
+	a := newTestNodes(t, "a")["a"]
+	a.start()
+	second, err := NewNode(a.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Run(context.Background()); err == nil || !strings.Contains(err.Error(), "another marsd") {
+		t.Fatalf("second daemon: %v", err)
+	}
+}
+
+// Nodes of two clusters never mix their trees, whatever addresses say.
+func TestForeignCluster(t *testing.T) {
+	nodes := newTestNodes(t, "a", "b")
+	a, b := nodes["a"], nodes["b"]
+	b.put("uuid", "other_2.000000000")
+	a.start()
+	b.start()
+	b.await("reports the other cluster", func() bool {
+		return strings.Contains(b.get("actual-b/msg-needed-connection-with-a"), "two clusters")
+	})
+	if v := a.get("ips/ip-b"); v != "" {
+		t.Errorf("a took over b's address %q", v)
+	}
+	if v := b.get("uuid"); v != "other_2.000000000" {
+		t.Errorf("uuid of b became %q", v)
+	}
+}
+
+var _ io.Writer = (*logBuffer)(nil)
