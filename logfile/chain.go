@@ -330,11 +330,9 @@ func (c *Chain) detach(f *chainFile, w *Writer) {
 	defer f.raw.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	// Remains of a failed batch behind End do not count; Truncate finds them.
 	f.size.Store(w.End())
 	f.durable.Store(w.Durable())
-	if w.Err() != nil {
-		f.size.Store(-1) // remains of the failed batch may be there
-	}
 	if w.Durable() != w.End() {
 		f.syncErr = w.Err()
 	}

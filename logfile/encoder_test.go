@@ -28,22 +28,29 @@ type testRecord struct {
 	seal     bool
 }
 
-// crcBits is a CRC the slow way.
-func crcBits(poly, crc uint32, p []byte) uint32 {
-	for _, b := range p {
-		crc ^= uint32(b)
+// crcTable is the textbook table of a reflected CRC.
+func crcTable(poly uint32) (t [256]uint32) {
+	for i := range t {
+		c := uint32(i)
 		for range 8 {
-			if crc&1 != 0 {
-				crc = crc>>1 ^ poly
-			} else {
-				crc >>= 1
-			}
+			c = c>>1 ^ poly*(c&1)
 		}
+		t[i] = c
+	}
+	return t
+}
+
+var tableC, tableI = crcTable(0x82F63B78), crcTable(0xEDB88320)
+
+// crcBytes is a CRC the slow way.
+func crcBytes(table *[256]uint32, crc uint32, p []byte) uint32 {
+	for _, b := range p {
+		crc = crc>>8 ^ table[byte(crc)^b]
 	}
 	return crc
 }
 
-func crc32cSlow(p []byte) uint32 { return ^crcBits(0x82F63B78, ^uint32(0), p) }
+func crc32cSlow(p []byte) uint32 { return ^crcBytes(&tableC, ^uint32(0), p) }
 
 // testDigest returns the folded digest and the word.
 func testDigest(alg uint16, p []byte) (folded [16]byte, word uint32) {
@@ -67,7 +74,7 @@ func testDigest(alg uint16, p []byte) (folded [16]byte, word uint32) {
 	case 0x04:
 		slices(crc32cSlow)
 	case 0x08:
-		slices(func(s []byte) uint32 { return crcBits(0xEDB88320, 0, s) })
+		slices(func(s []byte) uint32 { return crcBytes(&tableI, 0, s) })
 	case 0x10:
 		sum := sha1.Sum(p)
 		full = append(sum[:], make([]byte, 12)...)
@@ -149,13 +156,6 @@ func (r testRecord) encode(t testing.TB) []byte {
 	return b
 }
 
-// reseal makes the record CRC right again after a test has changed a field.
-func reseal(b []byte) []byte {
-	binary.LittleEndian.PutUint32(b[40:], 0)
-	binary.LittleEndian.PutUint32(b[40:], crc32cSlow(b))
-	return b
-}
-
 var testName = Name{Seq: 7, Host: "host-a"}
 
 // text is a payload that compresses.
@@ -169,11 +169,11 @@ func text(rng *rand.Rand, n int) []byte {
 }
 
 func noise(rng *rand.Rand, n int) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(rng.Uint32())
+	b := make([]byte, 0, n+8)
+	for len(b) < n {
+		b = binary.LittleEndian.AppendUint64(b, rng.Uint64())
 	}
-	return b
+	return b[:n]
 }
 
 func newRand(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 1)) }

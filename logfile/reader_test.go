@@ -49,7 +49,9 @@ type stutter struct {
 	n int
 }
 
-func (s stutter) ReadAt(p []byte, off int64) (int, error) { return s.r.ReadAt(p[:min(len(p), s.n)], off) }
+func (s stutter) ReadAt(p []byte, off int64) (int, error) {
+	return s.r.ReadAt(p[:min(len(p), s.n)], off)
+}
 
 func TestReaderShortReads(t *testing.T) {
 	log, recs := bigLog(t, 300_000)
@@ -69,7 +71,9 @@ func TestReaderShortReads(t *testing.T) {
 // growing is a file that gets longer.
 type growing struct{ b []byte }
 
-func (g *growing) ReadAt(p []byte, off int64) (int, error) { return bytes.NewReader(g.b).ReadAt(p, off) }
+func (g *growing) ReadAt(p []byte, off int64) (int, error) {
+	return bytes.NewReader(g.b).ReadAt(p, off)
+}
 
 // TestReaderExtend follows a log that grows in pieces of any size.
 func TestReaderExtend(t *testing.T) {

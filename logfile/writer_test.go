@@ -3,8 +3,8 @@ package logfile
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -114,7 +114,7 @@ func TestAppendLayout(t *testing.T) {
 					}
 				}
 			}
-			if fmt.Sprint(got) != fmt.Sprint(dev) {
+			if !maps.Equal(got, dev) {
 				t.Error("replayed, the records give another device")
 			}
 		})
