@@ -177,7 +177,7 @@ func (e *Engine) Resize(size int64) error {
 		return fmt.Errorf("resize resource %s to %d: disk %s has %d bytes: %w; grow it first", e.cfg.Resource, size, e.disk.Path(), e.disk.Size(), ErrTooSmall)
 	}
 	e.size.Store(size)
-	e.replay.retry() // a record beyond the old end may have stopped it
+	e.replay.restart() // a record beyond the old end may have stopped it
 	e.notify()
 	return nil
 }

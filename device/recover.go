@@ -149,8 +149,8 @@ func (e *Engine) recoverLog(ctx context.Context, known logfile.Position, force b
 		return 0, false, err
 	}
 	if !e.repaired() {
-		if err := e.missing(pos, force); err != nil {
-			return 0, false, errors.Join(err, tail, bad)
+		if merr := e.missing(pos, force); merr != nil {
+			return 0, false, fmt.Errorf("%w: %w", merr, err)
 		}
 	}
 	if err := e.chain.Truncate(pos.Log, pos.Offset); err != nil {

@@ -23,7 +23,6 @@ type replayer struct {
 	mu     sync.Mutex
 	on     bool
 	err    error // why it stands still
-	end    int64 // durable length when err was found
 	cancel context.CancelFunc
 	poked  bool
 }
@@ -57,6 +56,14 @@ func (r *replayer) retry() {
 	r.err = nil
 	r.mu.Unlock()
 	r.wake()
+}
+
+// restart is retry with a new reader.
+func (r *replayer) restart() {
+	r.busy.Lock()
+	r.drop()
+	r.busy.Unlock()
+	r.retry()
 }
 
 func (r *replayer) state() (on bool, err error) {
@@ -99,7 +106,7 @@ func (e *Engine) Follow(log logfile.Name) error {
 	if cur := e.idx.end().Log; cur != log {
 		return e.stateErr("follow "+log.String(), "the current log is "+cur.String()+"; NextLog goes on to the next one when that is complete")
 	}
-	e.replay.retry()
+	e.replay.restart() // the file may be another one of that name
 	e.notify()
 	return nil
 }
@@ -225,32 +232,41 @@ func (e *Engine) replayLoop() {
 	var torn int64 // a record is cut there by the durable end
 	for e.ctx.Err() == nil {
 		nap, cancel := r.nap(e.ctx)
-		limit, want := e.replayLimit()
-		pos := e.idx.end()
-		switch _, err := r.state(); {
-		case !want:
+		if limit, want := e.replayLimit(); !want {
 			<-nap.Done()
-		case err != nil:
-			e.watchRepair(nap, pos.Log)
-		default:
-			durable, sealed, err := e.chain.Wait(nap, pos.Log, max(pos.Offset, torn))
-			switch {
-			case nap.Err() != nil:
-			case errors.Is(err, errNotExist):
-				e.wait(nap, e.cfg.RepairInterval) // not fetched yet; Follow comes when it is there
-			case err != nil:
-				e.replayFailed(pos, 0, err)
-			case durable <= pos.Offset && sealed:
-				<-nap.Done() // complete: NextLog comes
-			default:
-				torn = e.replayUpTo(nap, min(durable, limit), durable, sealed)
-			}
+		} else {
+			torn = e.replayOnce(nap, limit, torn)
 		}
 		if nap.Err() != nil {
 			torn = 0 // told to look again
 		}
 		cancel()
 	}
+}
+
+// replayOnce waits for records and takes them. After an error it tries again every
+// RepairInterval: the bytes may have been repaired, and growth alone does not tell.
+func (e *Engine) replayOnce(nap context.Context, limit, torn int64) (tornNow int64) {
+	pos := e.idx.end()
+	beyond := max(pos.Offset, torn)
+	if _, err := e.replay.state(); err != nil {
+		e.wait(nap, e.cfg.RepairInterval)
+		beyond = -1
+	}
+	durable, sealed, err := e.chain.Wait(nap, pos.Log, beyond)
+	switch {
+	case nap.Err() != nil:
+	case errors.Is(err, errNotExist):
+		e.wait(nap, e.cfg.RepairInterval) // not fetched yet; Follow comes when it is there
+	case err != nil:
+		e.replayFailed(pos, err)
+	case durable <= pos.Offset && sealed:
+		e.replayGoesOn()
+		<-nap.Done() // complete: NextLog comes
+	default:
+		return e.replayUpTo(nap, min(durable, limit), durable, sealed)
+	}
+	return 0
 }
 
 // replayLimit is the log offset up to which records may be taken.
@@ -285,17 +301,18 @@ func (e *Engine) replayUpTo(nap context.Context, limit, durable int64, sealed bo
 		var cut *logfile.TornError
 		switch {
 		case err == nil:
+			e.replayGoesOn()
 			continue
 		case errors.Is(err, io.EOF):
-			e.notify()
+			e.replayGoesOn()
 			return 0
 		case nap.Err() != nil:
 			return 0
 		case errors.As(err, &cut) && !sealed && limit == durable:
-			e.notify()
+			e.replayGoesOn()
 			return durable
 		}
-		e.replayFailed(e.idx.end(), durable, err)
+		e.replayFailed(e.idx.end(), err)
 		return 0
 	}
 	return 0
@@ -333,9 +350,8 @@ func (e *Engine) ingest(ctx context.Context, limit int64, opt logfile.ReaderOpti
 		if wake {
 			e.wb.wake()
 		}
-		if !errors.Is(err, io.EOF) && ctx.Err() == nil {
-			r.drop() // the next try reads fresh bytes
-		}
+		// The reader stays: it knows the sequence number that must come next, and reads
+		// fresh bytes when it is asked again.
 		return err
 	}
 	if wake {
@@ -392,34 +408,24 @@ func (e *Engine) recordExtent(rec *logfile.Record, log logfile.Name) (extent, er
 
 // replayFailed stops replay in front of a record. What is before it is written back
 // as usual.
-func (e *Engine) replayFailed(pos logfile.Position, durable int64, err error) {
+func (e *Engine) replayFailed(pos logfile.Position, err error) {
 	e.replay.mu.Lock()
-	e.replay.err, e.replay.end = err, durable
+	known := e.replay.err != nil && e.replay.err.Error() == err.Error()
+	e.replay.err = err
 	e.replay.mu.Unlock()
+	if known {
+		return
+	}
 	e.log.Error("replay stopped; the disk stays at the position before it until a sound copy of the log has been fetched",
 		"position", pos.String(), "error", err)
 	e.notify()
 	e.event(EventReplayError, pos, err)
 }
 
-// watchRepair waits until the log looks different from when the error was found.
-// Chain.Wait sees growth; only a look tells of a log that was cut.
-func (e *Engine) watchRepair(nap context.Context, log logfile.Name) {
-	for nap.Err() == nil {
-		e.wait(nap, e.cfg.RepairInterval)
-		durable, err := e.chain.Durable(log)
-		if err != nil {
-			continue
-		}
-		e.replay.mu.Lock()
-		changed := durable != e.replay.end
-		if changed {
-			e.replay.err = nil
-		}
-		e.replay.mu.Unlock()
-		if changed {
-			e.notify()
-			return
-		}
-	}
+// replayGoesOn tells that replay has got further, or to the end of what is there.
+func (e *Engine) replayGoesOn() {
+	e.replay.mu.Lock()
+	e.replay.err = nil
+	e.replay.mu.Unlock()
+	e.notify()
 }
