@@ -182,6 +182,7 @@ func (n *Node) awaitCluster(ctx context.Context) error {
 		if !told {
 			n.log.Info("no cluster here yet: waiting for marsadm create-cluster or join-cluster", keyRoot, n.cfg.Root)
 		}
+		n.beat() // marsadm join-cluster wants to see that somebody will carry it out
 		select {
 		case <-ctx.Done():
 			return nil
