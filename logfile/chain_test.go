@@ -376,6 +376,7 @@ func TestChainWait(t *testing.T) {
 	parked(raw)
 	cancel(cause)
 	expect(ch, waited{150, false, cause})
+	c.notify(c.files[raw]) // forget what the cancelled waiter left
 	ch = wait(t.Context(), raw, 150)
 	parked(raw)
 	must(t, c.Remove(raw))

@@ -96,6 +96,16 @@ func TestReaderRules(t *testing.T) {
 		}, false, wantDefect{false, 74, 10152, -1, at}},
 		{"lz4 block damaged", func([]byte) []byte { z := compressed(0x200); copy(z[48:], bytes.Repeat([]byte{0xff}, 64)); return z }, false, wantDefect{false, 74, 10150, -1, at}},
 		{"zlib stream damaged", func([]byte) []byte { z := compressed(0x400); z[60] ^= 0x10; return z }, false, wantDefect{false, 74, 10150, -1, at}},
+		{"lz4 block holds less", func([]byte) []byte { z := compressed(0x200); le.PutUint16(z[38:], 4096); return z }, false, wantDefect{false, 74, 10150, -1, at}},
+		{"lz4 block holds more", func([]byte) []byte { z := compressed(0x200); le.PutUint16(z[38:], 1536); return z }, false, wantDefect{false, 74, 10150, -1, at}},
+		{"zlib stream holds less", func([]byte) []byte { z := compressed(0x400); le.PutUint16(z[38:], 4096); return z }, false, wantDefect{false, 74, 10150, -1, at}},
+		{"zlib stream holds more", func([]byte) []byte { z := compressed(0x400); le.PutUint16(z[38:], 1536); return z }, false, wantDefect{false, 74, 10150, -1, at}},
+		{"zlib header", func([]byte) []byte { z := compressed(0x400); z[48] = 0; return z }, false, wantDefect{false, 74, 10150, -1, at}},
+		{"zlib checksum", func([]byte) []byte {
+			z := compressed(0x400)
+			z[48+int(le.Uint16(z[36:]))-1]++
+			return z
+		}, false, wantDefect{false, 74, 10150, -1, at}},
 		{"lzo", func([]byte) []byte { z := compressed(0x400); le.PutUint16(z[len(z)-22:], 0x0104); return z }, false, wantDefect{false, 74, 10150, -1, at}},
 		{"no checksum", func(b []byte) []byte { clear(b[end+14 : end+16]); return b }, false, wantDefect{false, 74, 10100, -1, at}},
 		{"payload", func(b []byte) []byte { b[100]++; return b }, false, wantDefect{false, 74, 10101, -1, at}},
@@ -373,6 +383,30 @@ func TestLenientAndSealRules(t *testing.T) {
 	odd.digest = 2
 	_, err = readAll(t, odd.encode(t), ReaderOptions{End: -1})
 	checkDefect(t, err, wantDefect{false, 74, 10101, -1, 0})
+}
+
+// TestMD5WordOfZero: where the flag says MD5_OLD, a word of zero is a digest like any
+// other, not a missing one.
+func TestMD5WordOfZero(t *testing.T) {
+	r := plain(1, 0, []byte("not the payload whose MD5 begins with zeros"))
+	r.digest = 1
+	b := r.encode(t)
+	clear(b[len(b)-28 : len(b)-24])
+	_, err := readAll(t, b, ReaderOptions{Mode: Lenient, End: -1})
+	checkDefect(t, err, wantDefect{false, 74, 10101, -1, 0})
+}
+
+func TestNames(t *testing.T) {
+	for got, want := range map[string]string{
+		Strict.String(): "strict", Compat.String(): "compat", Lenient.String(): "lenient", Mode(9).String(): "mode(9)",
+		CodeUnknown.String(): "unknown", CodeWrite.String(): "write", CodeOld.String(): "old", CodeDiscard.String(): "discard",
+		CodeZeroes.String(): "zeroes", Code(-1).String(): "code(0xffff)",
+		Flags(0).String(): "none", (DigestCRC32C | CompressLZ4).String(): "crc32c+lz4", Flags(0x8004).String(): "crc32c+0x8000",
+	} {
+		if got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
 }
 
 func TestRangeRecords(t *testing.T) {

@@ -419,6 +419,46 @@ func TestAppendFailures(t *testing.T) {
 	}
 }
 
+// TestAppendHandsOver: a caller does not write for others for ever.
+func TestAppendHandsOver(t *testing.T) {
+	fsys := newFaultFS()
+	w, path := newWriter(t, WriterOptions{FS: fsys})
+	var wg sync.WaitGroup
+	left := 3 * leaderRounds
+	appendOne := func() {
+		if _, err := w.Append([]Entry{write(0, []byte("x"))}); err != nil {
+			t.Error(err)
+		}
+	}
+	var first atomic.Bool
+	// During each write another caller joins the queue, so there is always one more batch.
+	fsys.set(func() {
+		fsys.write = func(_ int64, n int) (int, error) {
+			if left--; left == 0 && !first.Load() {
+				t.Error("the first caller still writes for the others")
+			}
+			if left > 0 {
+				wg.Go(appendOne)
+				testutil.WaitFor(t, 10*time.Second, "the next caller to wait", func() bool {
+					w.mu.Lock()
+					defer w.mu.Unlock()
+					return len(w.waiting) > 0
+				})
+			}
+			if left == leaderRounds {
+				testutil.WaitFor(t, 10*time.Second, "the first caller to return", first.Load)
+			}
+			return n, nil
+		}
+	})
+	appendOne()
+	first.Store(true)
+	wg.Wait()
+	if n := len(mustRead(t, readFile(t, path), ReaderOptions{Mode: Strict, End: -1})); n != 3*leaderRounds {
+		t.Errorf("%d records", n)
+	}
+}
+
 // TestAppendFailureReachesAll: callers that wait while a write fails get the
 // failure too.
 func TestAppendFailureReachesAll(t *testing.T) {
