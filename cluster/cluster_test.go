@@ -218,7 +218,10 @@ func (n *testNode) join(r, pri string) {
 	n.t.Helper()
 	d := "resource-" + r + "/"
 	h := n.name
-	n.await("replay of the primary is known", func() bool { return n.get(d+"replay-"+pri) != "" })
+	n.await("position of the primary is known", func() bool {
+		pos, err := symlinktree.ParseReplay(n.get(d + "replay-" + pri))
+		return err == nil && n.get(fmt.Sprintf("%sversion-%09d-%s", d, pos.Seq, pri)) != "" && n.get(fmt.Sprintf("%sversion-%09d-%s", d, pos.Seq-1, pri)) != ""
+	})
 	pos, err := symlinktree.ParseReplay(n.get(d + "replay-" + pri))
 	if err != nil {
 		n.t.Fatal(err)
