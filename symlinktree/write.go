@@ -185,7 +185,7 @@ func (t *Tree) checkNanoseconds() error {
 	if t.checked || t.readOnly {
 		return nil
 	}
-	tmp := t.root + "/" + tempPrefix + t.pid + "-probe"
+	tmp := t.temp("probe")
 	const odd = Stamp(1_000_000_000_123_456_789)
 	if err := t.fs.Symlink(Deleted, tmp, odd.Time()); err != nil {
 		return err
