@@ -56,8 +56,8 @@ type ReaderOptions struct {
 	DurableKnown bool
 }
 
-// Read buffers. Catching up takes big chunks; a reader that follows the end of a
-// log holds a small buffer, and none while there is nothing to read.
+// Read buffers. The first chunk is small, for callers that want a few records;
+// who goes on reading gets big ones. At the end of the log a reader holds none.
 const (
 	bigChunk   = 1 << 20
 	smallChunk = 64 << 10 // at least maxTotal
@@ -167,7 +167,7 @@ func (r *Reader) avail() int64 { return max(min(r.end, r.size)-r.off, 0) }
 // said to be, r.size learns that.
 func (r *Reader) fill(avail int64) error {
 	have := len(r.buf)
-	if avail > smallChunk && r.big == nil {
+	if r.chunk != nil && avail > smallChunk && r.big == nil {
 		big := bigChunks.Get().(*[bigChunk]byte)
 		copy(big[:], r.buf)
 		r.releaseChunk()
