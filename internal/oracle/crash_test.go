@@ -190,8 +190,9 @@ func TestCrashSweep(t *testing.T) {
 	took := time.Since(began)
 	t.Logf("correct store: %d crash states without a finding, %.0f states/s", states, float64(states)/took.Seconds())
 
+	// With more in flight the neighbours of a flush that is left out cover for it.
 	flushed := mixed
-	flushed.FUA, flushed.FlushEvery = 0, 3
+	flushed.FUA, flushed.FlushEvery, flushed.InFlight = 0, 6, 2
 	for _, tt := range []struct {
 		bug     string
 		profile Profile
