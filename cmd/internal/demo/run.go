@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -226,7 +227,7 @@ func (s *scenario) marsadm(ctx context.Context, n *node, args ...string) error {
 func (s *scenario) quiet(ctx context.Context, n *node, show bool, args ...string) error {
 	stdout, stderr, code := n.marsadm(ctx, args...)
 	if show || code != 0 {
-		s.ui.output(stdout, 40)
+		s.ui.output(withoutDigests(stdout), 40)
 		s.ui.output(stderr, 20)
 	}
 	if err := ctx.Err(); err != nil {
@@ -236,6 +237,17 @@ func (s *scenario) quiet(ctx context.Context, n *node, show bool, args ...string
 		return fmt.Errorf("marsadm %s on %s ended with exit code %d", strings.Join(args, " "), n.name, code)
 	}
 	return nil
+}
+
+// withoutDigests leaves out the lines of a view that tell the same on every node.
+func withoutDigests(text []byte) []byte {
+	var out []byte
+	for line := range bytes.Lines(text) {
+		if !bytes.HasPrefix(line, []byte("used-")) {
+			out = append(out, line...)
+		}
+	}
+	return out
 }
 
 // view is a number that marsadm shows.

@@ -190,8 +190,12 @@ func (u *ui) progressDone() {
 // verdict is the last word.
 func (u *ui) verdict(ok bool, text string) {
 	u.line("")
+	width := 0
 	for _, s := range u.times {
-		u.line("   %s %8s", u.paint(dim, pad(s.title, 64)), seconds(s.took))
+		width = max(width, utf8.RuneCountInString(s.title))
+	}
+	for i, s := range u.times {
+		u.line("   %d  %s %8s", i+1, u.paint(dim, pad(s.title, width)), seconds(s.took))
 	}
 	mark := u.paint(bold+";"+green, "PASSED")
 	if !ok {
