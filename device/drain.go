@@ -24,3 +24,10 @@ func (e *Engine) WriteBack(ctx context.Context) error {
 	}
 	return nil
 }
+
+// DiskSize is the size of the disk now, in bytes; the last known one if it cannot
+// be read.
+func (e *Engine) DiskSize() int64 {
+	e.disk.refresh()
+	return e.disk.Size()
+}

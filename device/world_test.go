@@ -213,16 +213,26 @@ func (w *world) diskContent() []byte {
 // nothing of the engine.
 func logOracle(t testing.TB, fsys vfs.FS, image []byte, start, end logfile.Position) []byte {
 	t.Helper()
+	image, err := applyLogs(fsys, image, start, end)
+	must(t, err)
+	return image
+}
+
+func applyLogs(fsys vfs.FS, image []byte, start, end logfile.Position) ([]byte, error) {
 	image = bytes.Clone(image)
 	list, err := logfile.List(fsys, logDir)
-	must(t, err)
+	if err != nil {
+		return nil, err
+	}
 	seen := start == end
 	for _, f := range list {
 		if f.Name.Seq < start.Log.Seq || f.Name.Seq > end.Log.Seq {
 			continue
 		}
 		h, err := fsys.OpenFile(logDir+"/"+f.Name.String(), 0, 0)
-		must(t, err)
+		if err != nil {
+			return nil, err
+		}
 		opt := logfile.ReaderOptions{End: f.Size}
 		if f.Name == start.Log {
 			opt.Start = start.Offset
@@ -238,14 +248,16 @@ func logOracle(t testing.TB, fsys vfs.FS, image []byte, start, end logfile.Posit
 				break
 			}
 			if err != nil {
-				t.Fatalf("log oracle up to %v: %v", end, err)
+				return nil, fmt.Errorf("log oracle up to %v: %w", end, err)
 			}
 			switch rec.Code {
 			case logfile.CodeWrite:
 				copy(image[rec.Pos:], rec.Data)
 			case logfile.CodeDiscard, logfile.CodeZeroes:
 				n, err := logfile.ParseRangePayload(rec.Data)
-				must(t, err)
+				if err != nil {
+					return nil, err
+				}
 				clear(image[rec.Pos : rec.Pos+n])
 			}
 		}
@@ -253,9 +265,9 @@ func logOracle(t testing.TB, fsys vfs.FS, image []byte, start, end logfile.Posit
 		h.Close()
 	}
 	if !seen {
-		t.Fatalf("log oracle: there is no %v", end.Log)
+		return nil, fmt.Errorf("log oracle: there is no %v", end.Log)
 	}
-	return image
+	return image, nil
 }
 
 // randomOp is a write, a trim or zeroes, of at most longest bytes.
