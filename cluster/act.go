@@ -39,6 +39,8 @@ func (w *worker) act(a Action) {
 	case Refetch:
 		w.refetches.add(a.Log, a.At)
 		w.begin(a.String(), func(ctx context.Context) (func(), error) { return nil, w.refetch(ctx, a) })
+	case Resize:
+		w.resize(a.Size)
 	case Export:
 		w.openExport()
 	case Fetch:
@@ -283,6 +285,19 @@ func (w *worker) refetch(ctx context.Context, a Refetch) error {
 		return err
 	}
 	return chain.Truncate(a.Log, a.At)
+}
+
+// resize fails as long as the disk has not grown; a secondary then syncs the new
+// part.
+func (w *worker) resize(size int64) {
+	if err := w.engine().Resize(size); err != nil {
+		w.resizeRetry.fail(err.Error(), w.kick)
+		w.log.Error("cannot resize", keyErr, err)
+		return
+	}
+	w.resizeRetry.ok()
+	w.log.Info("resized", "size", size)
+	w.kick()
 }
 
 func (w *worker) openExport() {

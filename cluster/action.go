@@ -29,6 +29,8 @@ type (
 	Yield struct{}
 	// Rotate goes on writing in the next own log.
 	Rotate struct{ Log logfile.Name }
+	// Resize makes the device larger; devices never shrink.
+	Resize struct{ Size int64 }
 	// Export lets the device appear.
 	Export struct{}
 	// Fetch subscribes to a log of a peer; StopFetch ends the subscription.
@@ -59,6 +61,7 @@ func (a Lead) String() string    { return "lead " + a.Log.String() }
 func (Yield) String() string     { return "yield" }
 func (a Rotate) String() string  { return "rotate " + a.Log.String() }
 func (Export) String() string    { return "export" }
+func (a Resize) String() string  { return fmt.Sprintf("resize to %d", a.Size) }
 func (a Fetch) String() string   { return "fetch " + a.Log.String() + " from " + a.Peer }
 func (StopFetch) String() string { return "stop-fetch" }
 func (a Refetch) String() string { return fmt.Sprintf("refetch %s at %d", a.Log, a.At) }
@@ -79,6 +82,7 @@ const (
 	msgReplayLink   = "err-replaylink-not-readable"
 	msgRefetch      = "wrn-log-refetch"
 	msgDisk         = "err-disk"
+	msgResize       = "err-resize"
 	msgTransition   = "err-transition"
 	msgInconsistent = "err-primary-inconsistent"
 )

@@ -394,3 +394,153 @@ func TestForeignCluster(t *testing.T) {
 }
 
 var _ io.Writer = (*logBuffer)(nil)
+
+// A forced failover with the old primary cut off leaves two histories. Both sides
+// say so, nothing is resolved by itself, and after an invalidate of the loser both
+// disks are equal again (P9).
+func TestSplitBrainByLinks(t *testing.T) {
+	nodes := newTestNodes(t, "a", "b")
+	a, b := nodes["a"], nodes["b"]
+	a.makeDisk('A')
+	b.makeDisk('B')
+	a.start()
+	b.start()
+	a.create("r0")
+	ca := a.device("r0")
+	b.join("r0", "a")
+	write(t, ca, 0, []byte(strings.Repeat("1", 4096)))
+	want := contentSum(t, ca)
+	b.await("has the same disk", func() bool { return settled(a, b, "r0") && b.diskSum() == want })
+
+	// b is on its own from here: a goes on, b takes over by force.
+	b.put("resource-r0/todo-b/connect", "0")
+	b.awaitLink("resource-r0/actual-b/is-copying", "0")
+	write(t, ca, 8192, []byte(strings.Repeat("a", 4096)))
+	if err := ca.Flush(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	b.put("resource-r0/primary", "b")
+	cb := b.device("r0")
+	write(t, cb, 16384, []byte(strings.Repeat("b", 4096)))
+	winner := contentSum(t, cb)
+	a.await("says that it remains primary", func() bool { return strings.Contains(a.get("resource-r0/actual-a/msg-inf-primary"), "remains") })
+	for _, e := range mustGlob(t, a.cfg.Root+"/resource-r0/log-000000002-*") {
+		if !strings.HasSuffix(e, "-b") {
+			t.Errorf("a wrote %s", e)
+		}
+	}
+	ca.Close()
+	a.awaitLink("resource-r0/actual-a/is-primary", "0")
+	a.await("reports the split", func() bool {
+		return strings.Contains(a.get("resource-r0/actual-a/msg-err-splitbrain-detected"), "invalidate")
+	})
+	if got := contentSum(t, cb); got != winner {
+		t.Fatal("the winner's device changed")
+	}
+
+	// invalidate on a, as links.
+	d := "resource-r0/"
+	a.put(d+"todo-a/attach", "0", d+"todo-a/connect", "0", d+"todo-a/sync", "0", d+"todo-a/allow-replay", "0")
+	a.awaitLink(d+"actual-a/is-attached", "0")
+	a.edit(func(tr *symlinktree.Tree) error {
+		return errors.Join(tr.Delete(d+"log-000000001-a"), tr.Delete(d+"syncpos-a"))
+	})
+	vb := a.get(d + "version-000000002-b")
+	a.put(d+"syncstatus-a", "0", d+"replay-a", "log-000000002-b,0,0",
+		d+"version-000000001-a", a.get(d+"version-000000001-b"), d+"version-000000002-a", vb, d+"skip-check-a", "2")
+	b.put(d+"todo-b/connect", "1")
+	a.put(d+"todo-a/attach", "1", d+"todo-a/connect", "1", d+"todo-a/sync", "1", d+"todo-a/allow-replay", "1")
+	a.await("has the winner's content", func() bool { return settled(b, a, "r0") && a.diskSum() == winner })
+	a.awaitLink(d+"actual-a/msg-err-splitbrain-detected", "OK")
+	cb.Close()
+}
+
+func mustGlob(t *testing.T, pattern string) []string {
+	t.Helper()
+	list, err := filepath.Glob(pattern)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// A secondary whose copy of a log was damaged stops in front of the damage, fetches
+// that part again and goes on (scenario V09).
+func TestDamagedCopyHeals(t *testing.T) {
+	nodes := newTestNodes(t, "a", "b")
+	a, b := nodes["a"], nodes["b"]
+	a.makeDisk('A')
+	b.makeDisk('B')
+	a.start()
+	b.start()
+	a.create("r0")
+	c := a.device("r0")
+	defer c.Close()
+	b.join("r0", "a")
+	b.await("is settled", func() bool { return settled(a, b, "r0") })
+	b.put("resource-r0/todo-b/allow-replay", "0")
+	b.awaitLink("resource-r0/actual-b/is-replaying", "0")
+	for i := range 64 {
+		write(t, c, int64(i)*65536, []byte(strings.Repeat(string(rune('a'+i%26)), 4096)))
+	}
+	if err := c.Flush(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	want := contentSum(t, c)
+	log := "resource-r0/log-000000001-a"
+	b.await("has fetched", func() bool {
+		sa, ea := os.Stat(filepath.Join(a.cfg.Root, log))
+		sb, eb := os.Stat(filepath.Join(b.cfg.Root, log))
+		return ea == nil && eb == nil && sa.Size() == sb.Size() && sa.Size() > 64*4096
+	})
+	f, err := os.OpenFile(filepath.Join(b.cfg.Root, log), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("damage"), 20*4180+100); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	b.put("resource-r0/todo-b/allow-replay", "1")
+	b.await("has healed", func() bool { return settled(a, b, "r0") && b.diskSum() == want })
+	if !strings.Contains(b.logs.String(), "again") {
+		t.Error("nothing was fetched again: the test damaged nothing")
+	}
+}
+
+// Resize by links: the device grows, only the new part is synced.
+func TestResizeByLinks(t *testing.T) {
+	nodes := newTestNodes(t, "a", "b")
+	a, b := nodes["a"], nodes["b"]
+	a.makeDisk('A')
+	b.makeDisk('B')
+	a.start()
+	b.start()
+	a.create("r0")
+	a.device("r0").Close()
+	b.join("r0", "a")
+	b.await("is settled", func() bool { return settled(a, b, "r0") })
+	const larger = size + 1<<20
+	a.put("resource-r0/syncstatus-a", fmt.Sprint(larger), "resource-r0/size", fmt.Sprint(larger))
+	a.await("says that the disk is too small", func() bool { return a.get("resource-r0/actual-a/msg-err-resize") != "" })
+	for _, n := range []*testNode{a, b} {
+		if err := os.Truncate(n.disk, larger); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.awaitLink("resource-r0/actual-a/device-size", fmt.Sprint(larger))
+	c := a.device("r0")
+	defer c.Close()
+	write(t, c, size+4096, []byte(strings.Repeat("n", 4096)))
+	b.awaitLink("resource-r0/syncstatus-b", fmt.Sprint(larger))
+	b.await("has the new part", func() bool {
+		p := make([]byte, 4096)
+		f, err := os.Open(b.disk)
+		if err != nil {
+			return false
+		}
+		defer f.Close()
+		_, err = f.ReadAt(p, size+4096)
+		return err == nil && strings.Trim(string(p), "n") == ""
+	})
+}

@@ -45,6 +45,13 @@ func (d *decision) run() {
 		d.stopFetch()
 		d.stopSync()
 	}
+	if wanted && d.f.Mode != ModeDetached && d.in.size > d.f.Size {
+		if d.f.ResizeFailed == "" {
+			d.do(Resize{d.in.size})
+		} else {
+			d.say(msgResize, "%s", d.f.ResizeFailed)
+		}
+	}
 	switch {
 	case d.f.Mode == ModeLogging && !designated:
 		d.stepDown()
@@ -374,7 +381,8 @@ func (d *decision) sync() {
 		}
 	case d.f.Syncing == "":
 		if d.f.Busy == "" {
-			d.do(Sync{Peer: src, Restart: d.in.syncSource != src})
+			// A sync that was begun from somebody else holds another history.
+			d.do(Sync{Peer: src, Restart: d.in.syncSource != "" && d.in.syncSource != src})
 		}
 	case d.f.Syncing != src:
 		d.do(StopSync{})

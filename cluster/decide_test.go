@@ -31,7 +31,7 @@ func log(seq int, host string) logfile.Name { return logfile.Name{Seq: seq, Host
 // caughtUpFacts: b follows log 1 of a, with all 100 bytes taken in.
 func caughtUpFacts() Facts {
 	return Facts{
-		Node: "b", Mode: ModeReplaying, Recovered: false, Heard: true,
+		Node: "b", Mode: ModeReplaying, Size: 4096, Recovered: false, Heard: true,
 		Current: log(1, "a"), Ingested: 100,
 		Logs:  []LogFact{{log(1, "a"), 100}},
 		Alive: map[string]bool{"a": true, "c": true},
@@ -213,7 +213,11 @@ func TestDecide(t *testing.T) {
 			"say:err-replay-stop; say:wrn-log-refetch"},
 
 		// 4.15 sync
-		{"sync", map[string]string{"syncstatus-b": "0"}, nil, "sync from a restart=true"},
+		{"sync", map[string]string{"syncstatus-b": "0"}, nil, "sync from a restart=false"},
+		{"sync was begun from somebody else", map[string]string{"syncstatus-b": "2048", "syncsource-b": "c"}, nil, "sync from a restart=true"},
+		{"device grows", map[string]string{"size": "8192", "syncstatus-b": "8192"}, nil, "resize to 8192"},
+		{"device cannot grow yet", map[string]string{"size": "8192", "syncstatus-b": "8192"},
+			func(f *Facts) { f.ResizeFailed = "disk of r0 is too small" }, "say:err-resize"},
 		{"sync goes on at its cursor", map[string]string{"syncstatus-b": "2048", "syncsource-b": "a"}, nil, "sync from a restart=false"},
 		{"sync runs", map[string]string{"syncstatus-b": "2048"}, func(f *Facts) { f.Syncing = "a" }, ""},
 		{"sync switched off", map[string]string{"syncstatus-b": "2048", "todo-b/sync": "0"}, func(f *Facts) { f.Syncing = "a" }, "stop-sync"},
@@ -277,7 +281,7 @@ func TestDecideBystanderFollows(t *testing.T) {
 		"version-000000002-b": vb, "version-000000002-a": vb, "version-000000003-a": version(3, "a", 5, vb),
 	}
 	s := snapshot(t, links)
-	f := Facts{Node: "c", Mode: ModeReplaying, Heard: true, Current: log(1, "a"), Ingested: 100, Alive: map[string]bool{"a": true},
+	f := Facts{Node: "c", Mode: ModeReplaying, Size: 4096, Heard: true, Current: log(1, "a"), Ingested: 100, Alive: map[string]bool{"a": true},
 		Logs: []LogFact{{log(1, "a"), 100}, {log(2, "b"), 70}}}
 	got := fmt.Sprint(decide(s, "r0", f))
 	if want := "[fetch log-000000003-a from a next log-000000002-b]"; got != want {

@@ -44,7 +44,11 @@ type Facts struct {
 	// as an error instead of as work.
 	Holdoff string
 
+	// ResizeFailed is why the device could not grow a moment ago.
+	ResizeFailed string
+
 	Mode      Mode
+	Size      int64        // of the device, in bytes
 	Recovered bool         // own log has been scanned since attach
 	Current   logfile.Name // log that the engine is in
 	Ingested  int64        // end of the last record of Current that the engine has taken in
@@ -111,7 +115,7 @@ func readIntent(s *symlinktree.Snapshot, r symlinktree.Resource, node string) in
 		replay:     symlinktree.Switch(str(r.TodoPath(node, "allow-replay"))),
 		sync:       symlinktree.Switch(str(r.TodoPath(node, "sync"))),
 		synced:     symlinktree.LeadingInt(str(r.SyncStatusPath(node))),
-		syncSource: str(r.Path("syncsource-" + node)),
+		syncSource: str(r.Path("syncsource-" + node)), // see syncSourcePath,
 		members:    symlinktree.Members(s, r),
 	}
 	in.member = in.disk != ""

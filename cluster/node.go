@@ -32,7 +32,6 @@ type Node struct {
 	tree    *symlinktree.Tree
 	id      *transport.Identity
 	server  *transport.Server
-	gossip  *transport.Gossip
 	exports *exports
 	started time.Time
 	// rotateSize can be reloaded; the rest of cfg stays as it was at the start.

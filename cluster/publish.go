@@ -43,6 +43,7 @@ func (w *worker) publish(s *symlinktree.Snapshot, f Facts, said map[string]strin
 	put("open-count", strconv.Itoa(open))
 	flag("if-on", exported)
 	if exported {
+		put("device-size", strconv.FormatInt(st.Size, 10))
 		put("if-flying", strconv.Itoa(flying))
 		put("if-state", strconv.Itoa(errno(st.LogErr)))
 	}
@@ -159,7 +160,6 @@ type rates struct {
 	at    time.Time
 	last  device.Counters
 	fetch int64
-	zero  bool
 }
 
 // publishRates writes operations/s and KiB/s; they fall to 0 when nothing moves.
@@ -169,6 +169,10 @@ func (w *worker) publishRates(put func(name, value string), st device.Status) {
 	d := now.Sub(r.at)
 	if d < time.Second {
 		return
+	}
+	if eng := w.engine(); eng != nil {
+		// Volumes grow while they are open.
+		w.n.put(w.r.ActSizePath(w.n.cfg.Node), strconv.FormatInt(eng.DiskSize(), 10))
 	}
 	c, l := st.Counters, r.last
 	fetched := st.LogDurable

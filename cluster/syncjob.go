@@ -67,20 +67,22 @@ func (w *worker) runSync(ctx context.Context, job *syncJob, p *peer, restart boo
 	t, node := w.n.tree, w.n.cfg.Node
 	set := func(path, value string) error { return t.Set(path, value) }
 	if restart {
-		err := errors.Join(
-			set(w.r.SyncStatusPath(node), "0"),
-			t.Delete(w.r.SyncPosPath(node)),
-			set(w.r.Path("syncsource-"+node), p.name))
-		if err != nil {
+		if err := set(w.r.SyncStatusPath(node), "0"); err != nil {
 			return err
 		}
 	}
+	// What an older sync ended at says nothing about this one.
+	err := errors.Join(t.Delete(w.r.SyncPosPath(node)), set(w.syncSourcePath(), p.name), t.SyncDir(w.r.Dir()))
+	if err != nil {
+		return err
+	}
 	in := readIntent(t.Snapshot(), w.r, node)
+	eng := w.engine()
 	src := &syncSource{peer: p.client, resource: string(w.r)}
 	job.pos.Store(in.synced)
 	w.log.Info("full sync starts", keyPeer, p.name, "from", in.synced, "size", in.size)
 	last := time.Now()
-	end, err := w.engine().Sync(ctx, src, in.synced, in.size, func(done, same, different int64) {
+	end, err := eng.Sync(ctx, src, in.synced, in.size, func(done, same, different int64) {
 		job.pos.Store(done)
 		if time.Since(last) < w.n.cfg.Publish || done >= in.size {
 			return // the last step is published below, with its position
@@ -105,8 +107,12 @@ func (w *worker) runSync(ctx context.Context, job *syncJob, p *peer, restart boo
 	if err := t.SyncDir(w.r.Dir()); err != nil {
 		return err
 	}
-	return set(w.r.SyncStatusPath(node), fmt.Sprint(in.size))
+	return errors.Join(set(w.r.SyncStatusPath(node), fmt.Sprint(in.size)), t.Delete(w.syncSourcePath()))
 }
+
+// syncSourcePath is a link of our own: whose device the unfinished sync copies. The
+// original has no such name and ignores it.
+func (w *worker) syncSourcePath() string { return w.r.Path("syncsource-" + w.n.cfg.Node) }
 
 // verifyUnit is the unit of the verifystatus link (reference symlink-tree 5.3).
 const verifyUnit = 4096

@@ -45,6 +45,8 @@ type worker struct {
 	syncing   *syncJob
 	syncRetry backoff
 
+	resizeRetry backoff
+
 	messages map[string]string // published msg- keys -> text
 	rates    rates
 	looked   time.Time // last round
@@ -87,6 +89,8 @@ func newWorker(n *Node, r symlinktree.Resource) *worker {
 		messages:  make(map[string]string),
 		backoff:   backoff{min: n.cfg.RetryMin, max: 30 * time.Second},
 		syncRetry: backoff{min: n.cfg.RetryMin, max: n.cfg.RetryMax},
+
+		resizeRetry: backoff{min: n.cfg.RetryMin, max: n.cfg.RetryMax},
 	}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	return w
@@ -212,7 +216,7 @@ func (w *worker) openChain() error {
 // facts reads this node's side.
 func (w *worker) facts(s *symlinktree.Snapshot) Facts {
 	f := Facts{
-		Node: w.n.cfg.Node, Busy: w.busy, Holdoff: w.backoff.reason(),
+		Node: w.n.cfg.Node, Busy: w.busy, Holdoff: w.backoff.reason(), ResizeFailed: w.resizeRetry.reason(),
 		Recovered: w.recovered, Alive: w.n.alive(), Closing: w.closing(),
 		Heard: w.n.heardAll(symlinktree.Members(s, w.r)), RotateSize: w.n.rotateSize.Load(),
 		Avoid: make(map[string]bool),
@@ -237,7 +241,7 @@ func (w *worker) facts(s *symlinktree.Snapshot) Facts {
 		return f
 	}
 	st := eng.Status()
-	f.Current = st.Current
+	f.Current, f.Size = st.Current, st.Size
 	f.Ingested = st.IngestEnd.Offset
 	if st.IngestEnd.Log != st.Current {
 		f.Ingested = 0
