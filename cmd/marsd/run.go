@@ -18,6 +18,7 @@ import (
 	"mars/cluster"
 	"mars/cmd/internal/demo"
 	"mars/device"
+	"mars/transport"
 )
 
 // options are the flags that are not fields of cluster.Config as they stand.
@@ -31,7 +32,11 @@ type options struct {
 
 func newCommand() *cobra.Command {
 	o := &options{cfg: cluster.DefaultConfig(env("MARS_ROOT", "/mars"), env("MARS_NODE", hostname()))}
-	o.cfg.Secret = os.Getenv("MARS_SECRET_TEXT")
+	if file, inline := transport.SecretFromEnv(os.Getenv("MARS_SECRET")); file != "" {
+		o.cfg.SecretFile = file
+	} else {
+		o.cfg.Secret = inline
+	}
 	cmd := &cobra.Command{
 		Use:   "marsd",
 		Short: "replicate block devices asynchronously over any distance",
@@ -52,7 +57,7 @@ func (o *options) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.Root, "root", c.Root, "directory of the symlink tree (MARS_ROOT)")
 	f.StringVar(&c.Node, "node", c.Node, "name of this node (MARS_NODE)")
 	f.StringVar(&c.Bind, "bind", c.Bind, "ADDR[:PORT] for gossip; data uses PORT+1")
-	f.StringVar(&c.SecretFile, "secret", env("MARS_SECRET", c.SecretFile), "file with the cluster secret, mode 0600 (MARS_SECRET)")
+	f.StringVar(&c.SecretFile, "secret", c.SecretFile, "file with the cluster secret, mode 0600 (MARS_SECRET: the file, or the secret itself)")
 	f.StringVar(&c.NBDDir, "nbd-dir", c.NBDDir, "directory for the unix socket of each device")
 	f.StringVar(&c.NBDTCP, "nbd-tcp", c.NBDTCP, "ADDR:PORT on which all devices are served too (off)")
 	f.StringVar(&o.durability, "durability", device.DurabilityFlush.String(), "when a write is acknowledged: flush, always or none")
@@ -74,6 +79,9 @@ func (o *options) run(ctx context.Context, flags *pflag.FlagSet) error {
 	}
 	if err := o.apply(); err != nil {
 		return err
+	}
+	if flags.Changed("secret") {
+		o.cfg.Secret = "" // the file was named last
 	}
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
