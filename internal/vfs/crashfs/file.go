@@ -22,10 +22,10 @@ func (h *file) usable(write bool) error {
 	switch {
 	case h.closed:
 		return fs.ErrClosed
-	case h.ino.dir:
-		return syscall.EISDIR
 	case write && !h.writable:
 		return syscall.EBADF
+	case h.ino.dir:
+		return syscall.EISDIR
 	}
 	return nil
 }
@@ -154,6 +154,9 @@ func (h *file) Truncate(size int64) error {
 	h.fs.mu.Lock()
 	defer h.fs.mu.Unlock()
 	err := h.usable(true)
+	if err == syscall.EBADF {
+		err = syscall.EINVAL // as ftruncate
+	}
 	if err == nil && (size < 0 || h.ino.fixed) {
 		err = syscall.EINVAL
 	}

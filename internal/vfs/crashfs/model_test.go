@@ -151,8 +151,8 @@ var histories = []struct {
 		must(t, f.AddFile("/a", 3, strings.NewReader("abc")))
 		h := open(t, f, "/a", os.O_RDWR)
 		must(t, h.Truncate(1))
-		must(t, h.Truncate(3))
-	}, `a="abc" `, "a=\"a\\x00\\x00\" ", []string{`a="a" `}},
+		must(t, h.Truncate(4))
+	}, `a="abc" `, "a=\"a\\x00\\x00\\x00\" ", []string{`a="a" `}},
 	{"symlink", func(t testing.TB, f *FS) {
 		must(t, f.Symlink("v", "/l", time.Unix(0, 5)))
 	}, "", "l->v@5 ", []string{"l->v@99 "}},
@@ -218,6 +218,41 @@ func TestJournaledMetadata(t *testing.T) {
 	h2 := open(t, f, "/b", os.O_CREATE|os.O_RDWR)
 	must(t, h2.Datasync()) // one journal: it commits everything before
 	wantOutcomes(t, "lose-all after any sync", outcomes(t, f, LoseAll, seed), `a="x" b="" l->v@5 `)
+}
+
+// The same for SyncDir: it commits what other directories have pending.
+func TestJournaledSyncDir(t *testing.T) {
+	f := newTestFS()
+	f.SetMetadata(Journaled)
+	must(t, f.MkdirAll("/d"))
+	must(t, f.Symlink("v", "/l", time.Unix(0, 5)))
+	write(t, open(t, f, "/a", os.O_CREATE|os.O_RDWR), "x", 0)
+	must(t, f.SyncDir("/d"))
+	wantOutcomes(t, "lose-all", outcomes(t, f, LoseAll, 1), `a="x" d/ l->v@5 `)
+}
+
+// Bytes that reached the disk beyond a size that did not are gone: they must not
+// come back when the file grows again.
+func TestDataBeyondALostSizeReadsAsZeros(t *testing.T) {
+	f := newTestFS()
+	must(t, f.AddFile("/a", 0, nil))
+	write(t, open(t, f, "/a", os.O_RDWR), "x", 0)
+	short := 0
+	r := rnd(testutil.Seed(t))
+	for range 200 {
+		c := f.Crash(Subset, r)
+		if state(t, c, "") != `a="" ` {
+			continue
+		}
+		short++
+		must(t, open(t, c, "/a", os.O_RDWR).Truncate(1))
+		if got := state(t, c, ""); got != "a=\"\\x00\" " {
+			t.Fatalf("the file grew to %q", got)
+		}
+	}
+	if short == 0 {
+		t.Fatal("no crash lost the size")
+	}
 }
 
 func TestTornAndReordered(t *testing.T) {

@@ -4,9 +4,7 @@ import (
 	"cmp"
 	"io/fs"
 	"os"
-	"path"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -164,33 +162,35 @@ func (f *FS) Rename(oldname, newname string) error {
 func (f *FS) rename(oldname, newname string) error {
 	op := Op{Kind: OpRename, Path: newname}
 	from, err := f.change(&op, oldname)
-	if err != nil {
-		return err
+	to, toErr := f.resolve(newname, false)
+	if toErr == nil && to.name == "" {
+		toErr = syscall.EBUSY
 	}
-	if from.ent.none() {
+	// As the kernel: both directories first, then both names.
+	const long = syscall.ENAMETOOLONG
+	switch {
+	case err != nil && err != long:
+		return err
+	case toErr != nil && toErr != long:
+		return toErr
+	case err != nil:
+		return err
+	case from.ent.none():
 		return syscall.ENOENT
-	}
-	to, err := f.resolve(newname, false)
-	if err != nil {
-		return err
-	}
-	if to.name == "" {
-		return syscall.EBUSY
-	}
-	if from.dir == to.dir && from.name == to.name {
-		return nil
+	case toErr != nil:
+		return toErr
 	}
 	src, dst := f.inodes[from.ent.ino], f.inodes[to.ent.ino]
 	srcDir, dstDir := src != nil && src.dir, dst != nil && dst.dir
 	switch {
-	case srcDir && strings.HasPrefix(path.Clean(newname)+"/", path.Clean(oldname)+"/"):
+	case dstDir: // os.Rename never replaces a directory
+		return syscall.EEXIST
+	case from.dir == to.dir && from.name == to.name:
+		return nil
+	case srcDir && f.contains(src, to.dir):
 		return syscall.EINVAL
-	case srcDir && !to.ent.none() && !dstDir:
+	case srcDir && !to.ent.none():
 		return syscall.ENOTDIR
-	case !srcDir && dstDir:
-		return syscall.EISDIR
-	case dstDir && len(dst.ents.m) > 0:
-		return syscall.ENOTEMPTY
 	}
 	f.addDirOp(change{from.dir.id, from.name, entry{}}, change{to.dir.id, to.name, from.ent})
 	if u, ok := f.mtimes[from.ent.link]; ok {
@@ -201,6 +201,19 @@ func (f *FS) rename(oldname, newname string) error {
 		f.unlinked(to.ent)
 	}
 	return nil
+}
+
+// contains tells whether directory d is a, or below it.
+func (f *FS) contains(a, d *inode) bool {
+	if a == d {
+		return true
+	}
+	for _, e := range a.ents.m {
+		if sub := f.inodes[e.ino]; sub != nil && sub.dir && f.contains(sub, d) {
+			return true
+		}
+	}
+	return false
 }
 
 // Symlink implements vfs.FS.
@@ -217,7 +230,7 @@ func (f *FS) symlink(target, name string, mtime time.Time) error {
 	op := Op{Kind: OpSymlink, Path: name}
 	p, err := f.change(&op, name)
 	switch {
-	case err != nil:
+	case err != nil && (target != "" || err == ErrPowerCut):
 		return err
 	case target == "":
 		return syscall.ENOENT
