@@ -210,6 +210,9 @@ func TestReduceRefusesBrokenChains(t *testing.T) {
 		{"target of another host", []Log{log("log-000000001-a")}, "log-000000001-b"},
 		{"bad name", []Log{log("log-1-a")}, "log-000000001-a"},
 	}
+	if _, err := Reduce(NewImage(nil, 4096), []Log{log("log-000000001-a")}, Position{"log-000000001-a", -4}, Options{}); err == nil {
+		t.Error("negative position: accepted")
+	}
 	for _, tt := range tests {
 		if _, err := Reduce(NewImage(nil, 4096), tt.logs, Position{tt.to, 0}, Options{}); err == nil {
 			t.Errorf("%s: accepted", tt.name)

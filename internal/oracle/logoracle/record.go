@@ -88,6 +88,9 @@ func Parse(file io.ReaderAt, name string, to int64, opt Options, f func(*Record)
 	bad := func(off int64, format string, args ...any) error {
 		return &Error{Log: name, Offset: off, Reason: fmt.Sprintf(format, args...)}
 	}
+	if to < 0 {
+		return bad(to, "negative position")
+	}
 	buf := make([]byte, 0, max(0, min(1<<20, to)))
 	base := int64(0) // file offset of buf[0]
 	seq := uint32(1)

@@ -1,0 +1,5 @@
+package oracle
+
+import "mars/internal/nbdclient"
+
+var _ Client = (*nbdclient.Client)(nil)
