@@ -20,7 +20,7 @@ func (w *worker) act(a Action) {
 	case Detach:
 		w.begin("detach", w.detach)
 	case Recover:
-		w.begin("recover", func(ctx context.Context) (func(), error) { return w.recoverLog(ctx, a.Force) })
+		w.begin("recover", func(ctx context.Context) (func(), error) { return w.recoverLog(ctx, a) })
 	case Replay:
 		w.begin(a.String(), func(ctx context.Context) (func(), error) { return nil, w.setReplay(ctx, a.On) })
 	case Next:
@@ -124,9 +124,9 @@ func (w *worker) detach(ctx context.Context) (func(), error) {
 
 // recoverLog finds the real end of the own logs after a restart and says so in
 // the version links, whatever they said before (reference symlink-tree 4.8).
-func (w *worker) recoverLog(ctx context.Context, force bool) (func(), error) {
+func (w *worker) recoverLog(ctx context.Context, a Recover) (func(), error) {
 	chain, eng := w.shared.get()
-	end, torn, err := eng.Recover(ctx, force)
+	end, torn, err := eng.RecoverDurable(ctx, a.Durable, a.Force)
 	if err != nil {
 		return nil, err
 	}

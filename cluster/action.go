@@ -15,8 +15,13 @@ type (
 	Attach struct{}
 	// Detach stops everything and closes engine and disk.
 	Detach struct{}
-	// Recover scans the node's own logs from the replay position to their end.
-	Recover struct{ Force bool }
+	// Recover scans the node's own logs from the replay position to their end. What
+	// was ever published as durable (up to Durable) must be there; behind it a power
+	// cut may have left anything.
+	Recover struct {
+		Durable logfile.Position
+		Force   bool
+	}
 	// Replay switches ingestion of the current log on or off. Off returns with the
 	// disk at an exact prefix.
 	Replay struct{ On bool }
@@ -54,7 +59,7 @@ type (
 
 func (Attach) String() string    { return "attach" }
 func (Detach) String() string    { return "detach" }
-func (a Recover) String() string { return fmt.Sprintf("recover force=%v", a.Force) }
+func (a Recover) String() string { return fmt.Sprintf("recover up to %s force=%v", a.Durable, a.Force) }
 func (a Replay) String() string  { return fmt.Sprintf("replay %v", a.On) }
 func (a Next) String() string    { return "next " + a.Log.String() }
 func (a Lead) String() string    { return "lead " + a.Log.String() }

@@ -136,7 +136,7 @@ func (d *decision) recover() {
 		}
 		return
 	}
-	d.move(Recover{Force: d.forced()})
+	d.move(Recover{d.chain.lastOf(d.f.Node), d.forced()})
 }
 
 // forced is the administrator's word that what cannot be had shall be given up:

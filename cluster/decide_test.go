@@ -244,13 +244,13 @@ func TestDecide(t *testing.T) {
 		{"not heard of the others yet", map[string]string{"primary": "b"}, func(f *Facts) { f.Heard = false }, "say:inf-primary"},
 
 		// 4.21 restart
-		{"own log after a restart", ownTree, own, "recover force=false"},
+		{"own log after a restart", ownTree, own, "recover up to log-000000002-b,50 force=false"},
 		{"recovered", ownTree, func(f *Facts) { own(f); f.Recovered = true }, "lead log-000000003-b"},
-		{"own log, role lost meanwhile", with("primary", "a"), own, "recover force=false"},
+		{"own log, role lost meanwhile", with("primary", "a"), own, "recover up to log-000000002-b,50 force=false"},
 		{"own empty log is used", with("replay-b", "log-000000002-b,0,0", "version-000000002-b", version(2, "b", 0, v1)), func(f *Facts) { own(f); f.Logs[1].Size = 0; f.Ingested = 0 }, "lead log-000000002-b"},
 		{"own log announced, never created", with("replay-b", "log-000000002-b,0,0", "version-000000002-b", version(2, "b", 0, v1)), func(f *Facts) { own(f); f.Logs, f.Ingested = f.Logs[:1], 0 }, "lead log-000000002-b"},
 		{"own log lost", with("replay-b", "log-000000002-b,0,0"), func(f *Facts) { own(f); f.Logs[1].Size = 0; f.Ingested = 0 }, "say:err-replay-stop"},
-		{"own log damaged, told to give up the rest", with("todo-b/connect", "0"), own, "recover force=true"},
+		{"own log damaged, told to give up the rest", with("todo-b/connect", "0"), own, "recover up to log-000000002-b,50 force=true"},
 
 		// primary
 		{"device appears", ownTree, func(f *Facts) { leading(f); f.Exported = false }, "export"},

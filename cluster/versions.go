@@ -57,6 +57,20 @@ func (v versions) published(log logfile.Name) int64 {
 	return n
 }
 
+// lastOf is the newest log that origin wrote, with the length that somebody vouches
+// for; zero if there is none.
+func (v versions) lastOf(origin string) (last logfile.Position) {
+	for _, hosts := range v.bySeq {
+		for _, l := range hosts {
+			if l.Origin == origin && l.Seq >= last.Log.Seq {
+				name := nameOf(l)
+				last = logfile.Position{Log: name, Offset: v.published(name)}
+			}
+		}
+	}
+	return last
+}
+
 // successors lists the logs that somebody has started after log, with the end of
 // log that they build on.
 func (v versions) successors(log logfile.Name) map[logfile.Name]symlinktree.Version {
