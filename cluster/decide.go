@@ -313,7 +313,8 @@ func (d *decision) fetch() {
 	case want == nil:
 		d.stopFetch()
 	case d.f.Fetch == nil:
-		d.do(Fetch(*want))
+		// A subscription goes on at the local length, which a refetch is about to cut.
+		d.move(Fetch(*want))
 	case d.f.Fetch.Log != want.Log, d.f.Fetch.Limit != want.Limit, d.f.Fetch.Peer != want.Peer && !d.f.Alive[d.f.Fetch.Peer]:
 		// A running subscription keeps its source while that is alive.
 		d.do(StopFetch{})

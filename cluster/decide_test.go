@@ -212,6 +212,8 @@ func TestDecide(t *testing.T) {
 		{"damaged at the writer too", nil, func(f *Facts) { f.Damaged, f.Refetches, f.Fetch = "checksum", maxRefetches, nil },
 			"say:err-replay-stop; say:wrn-log-refetch"},
 
+		{"no fetch before the damage is cut off", nil, func(f *Facts) { f.Fetch, f.Busy = nil, "refetch" }, ""},
+
 		// 4.15 sync
 		{"sync", map[string]string{"syncstatus-b": "0"}, nil, "sync from a restart=false"},
 		{"sync was begun from somebody else", map[string]string{"syncstatus-b": "2048", "syncsource-b": "c"}, nil, "sync from a restart=true"},
