@@ -44,7 +44,11 @@ func (t *Tree) abs(path string) string {
 
 // probe looks at one name on the disk. Text and stamp belong together: when the
 // link is replaced between the two system calls it looks again.
-func (t *Tree) probe(name string) (found, error) {
+func (t *Tree) probe(name string) (found, error) { return t.probeFor(name, found{}) }
+
+// probeFor saves the second look where the first has found what is expected:
+// a pair of text and stamp that memory knows did not come about by mixing.
+func (t *Tree) probeFor(name string, expect found) (found, error) {
 	for range attempts {
 		before, err := t.fs.Lstat(name)
 		if notThere(err) {
@@ -68,6 +72,9 @@ func (t *Tree) probe(name string) (found, error) {
 		if err != nil {
 			return found{}, err
 		}
+		if d := (found{kind: link, value: value, stamp: stampOf(before.ModTime())}); d == expect {
+			return d, nil
+		}
 		after, err := t.fs.Lstat(name)
 		if notThere(err) {
 			continue
@@ -88,7 +95,11 @@ func (t *Tree) probe(name string) (found, error) {
 
 // look probes a path of the tree. A live link where a logfile belongs is not one of ours.
 func (t *Tree) look(path string) (found, error) {
-	d, err := t.probe(t.abs(path))
+	var expect found
+	if known, ok := t.top.Load().entry(path); ok {
+		expect = found{kind: link, value: known.Value, stamp: known.Stamp}
+	}
+	d, err := t.probeFor(t.abs(path), expect)
 	if d.kind == link && d.value != Deleted && isLogName(path) {
 		return found{kind: badLink}, err
 	}
@@ -146,6 +157,7 @@ func (t *Tree) store(path string, decide func(found) (verdict, error)) (was foun
 		if err != nil || ok {
 			return was, done, err
 		}
+		t.doubt = true // perhaps the directory is gone
 	}
 	return was, verdict{}, ErrContended
 }
@@ -190,6 +202,12 @@ func (t *Tree) swapIn(name, tmp string, was found, v verdict, decide func(found)
 	}
 	if err != nil {
 		return t.renamed(err)
+	}
+	// Stamps are not given out twice: that of the old link is proof enough.
+	if st, err := t.fs.Lstat(tmp); err == nil && was.kind == link && st.Mode().Type() == symlinkMode &&
+		stampOf(st.ModTime()) == was.stamp && st.Size() == int64(len(was.value)) {
+		t.discard(tmp)
+		return true, nil
 	}
 	displaced, err := t.probe(tmp)
 	if err != nil {
@@ -272,6 +290,10 @@ func (t *Tree) ensureDir(dir string) (changed bool, err error) {
 	if err := t.checkRoot(); err != nil || dir == "" {
 		return false, err
 	}
+	if !t.doubt && !t.lost[dir] && t.top.Load().find(dir) != nil {
+		return false, nil // if it is not there any more, writing will tell
+	}
+	t.doubt = false
 	for at := nextDir("", dir); ; at = nextDir(at, dir) {
 		made, err := t.ensureOne(at)
 		if err != nil {

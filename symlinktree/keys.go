@@ -4,7 +4,6 @@ package symlinktree
 const (
 	keyPath  = "path"
 	keyDir   = "dir"
-	keyPeer  = "peer"
 	keyValue = "value"
 	keyStamp = "stamp"
 	keyCount = "count"

@@ -31,11 +31,7 @@ func (t *Tree) Merge(from string, list []Entry) (changed []Entry, err error) {
 			n = t.mergeSome(list, n, beacons, refused, &changed)
 		}
 	}
-	if err := refused.orNil(); err != nil {
-		t.log.Warn("entries of a peer refused", keyPeer, from, keyCount, refused.Total, keyError, err)
-		return changed, err
-	}
-	return changed, nil
+	return changed, refused.orNil()
 }
 
 // mergeSome merges from list[n] on and returns where to go on.

@@ -93,6 +93,7 @@ type Tree struct {
 	lost     map[string]bool // directories with live links that are not on the disk
 	anchored map[string]bool // directories whose own names are durable
 	checked  bool            // the file system keeps nanoseconds
+	doubt    bool            // a known directory may be gone: look before writing
 
 	top atomic.Pointer[node] // the memory; changed only under pub
 
