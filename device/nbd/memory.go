@@ -60,6 +60,10 @@ func (m *Memory) Pages() int {
 }
 
 func (m *Memory) apply(op *Op) {
+	if op.Kind != OpWrite && !op.NoHole {
+		m.drop(op.Off, op.Len)
+		return
+	}
 	data := op.Data
 	m.walk(op.Off, op.Len, func(page int64, in, n int) {
 		b := m.pages[page]
@@ -72,15 +76,34 @@ func (m *Memory) apply(op *Op) {
 			data = data[n:]
 			return
 		}
-		switch {
-		case n == memoryPage && !op.NoHole:
-			delete(m.pages, page)
-		case b != nil:
-			clear(b[in : in+n])
-		case op.NoHole:
+		if b == nil {
 			m.pages[page] = make([]byte, memoryPage)
+		} else {
+			clear(b[in : in+n])
 		}
 	})
+}
+
+// drop frees the whole pages of a range and zeroes the rest.
+func (m *Memory) drop(off, length int64) {
+	if length/memoryPage > int64(len(m.pages)) { // a huge range: look at what there is instead
+		for page := range m.pages {
+			lo, hi := max(off, page*memoryPage), min(off+length, (page+1)*memoryPage)
+			if lo < hi {
+				m.dropIn(page, int(lo-page*memoryPage), int(hi-lo))
+			}
+		}
+		return
+	}
+	m.walk(off, length, m.dropIn)
+}
+
+func (m *Memory) dropIn(page int64, in, n int) {
+	if n == memoryPage {
+		delete(m.pages, page)
+	} else if b := m.pages[page]; b != nil {
+		clear(b[in : in+n])
+	}
 }
 
 // walk calls f for each piece of a range that lies in one page.

@@ -205,10 +205,10 @@ func (s *Server) start(nc net.Conn, only *string) {
 	if s.closed || len(s.conns) >= s.cfg.MaxConns {
 		full := !s.closed
 		s.mu.Unlock()
-		nc.Close()
 		if full {
 			s.log.Warn("nbd: client refused, too many connections", keyPeer, peerName(nc), keyOpen, s.cfg.MaxConns, keyHint, "raise MaxConns")
 		}
+		nc.Close()
 		return
 	}
 	s.nextConn++

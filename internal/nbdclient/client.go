@@ -2,7 +2,6 @@ package nbdclient
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/url"
@@ -70,30 +69,12 @@ func List(ctx context.Context, network, address string) ([]ExportInfo, error) {
 		return nil, err
 	}
 	defer r.Close()
-	defer context.AfterFunc(ctx, func() { r.Conn.SetDeadline(time.Unix(1, 0)) })()
-	if err := r.ClientFlags(uint32(nbdproto.FlagFixedNewstyle | r.Flags&nbdproto.FlagNoZeroes)); err != nil {
-		return nil, err
-	}
-	list, err := r.OptionReplies(nbdproto.OptList, nil)
-	if err != nil {
-		return nil, err
-	}
 	var exports []ExportInfo
-	for _, rep := range list {
-		if rep.Type&nbdproto.RepErr != 0 {
-			return nil, &OptionError{Option: rep.Option, Code: rep.Type, Text: string(rep.Data)}
-		}
-		if rep.Type != nbdproto.RepServer {
-			continue
-		}
-		if len(rep.Data) < 4 || uint64(binary.BigEndian.Uint32(rep.Data)) > uint64(len(rep.Data)-4) {
-			return nil, fmt.Errorf("malformed list entry of %d bytes", len(rep.Data))
-		}
-		n := binary.BigEndian.Uint32(rep.Data)
-		exports = append(exports, ExportInfo{Name: string(rep.Data[4 : 4+n]), Description: string(rep.Data[4+n:])})
-	}
-	r.Option(nbdproto.OptAbort, nil)
-	return exports, nil
+	err = r.during(ctx, func() (err error) {
+		exports, err = r.List()
+		return err
+	})
+	return exports, err
 }
 
 // Flag modifies a request.

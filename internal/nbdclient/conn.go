@@ -51,16 +51,13 @@ func dialConn(ctx context.Context, o Options) (*conn, ExportInfo, error) {
 	if err != nil {
 		return nil, ExportInfo{}, err
 	}
-	stop := context.AfterFunc(ctx, func() { r.Conn.SetDeadline(time.Unix(1, 0)) })
-	info, err := r.Go(o.Export, !o.Simple)
-	if !stop() && err == nil {
-		err = context.Cause(ctx)
-	}
+	var info ExportInfo
+	err = r.during(ctx, func() (err error) {
+		info, err = r.Go(o.Export, !o.Simple)
+		return err
+	})
 	if err != nil {
 		r.Close()
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
 		return nil, info, err
 	}
 	c := &conn{nc: r.Conn, rd: bufio.NewReaderSize(r.Conn, 64<<10), readerDone: make(chan struct{}), sendLock: make(chan struct{}, 1), calls: make(map[uint64]*call)}
@@ -174,7 +171,9 @@ func (c *conn) readLoop() {
 	for {
 		if err := c.readReply(); err != nil {
 			c.mu.Lock()
-			if errors.Is(err, io.EOF) && !c.goodbye {
+			if c.goodbye {
+				err = ErrClosed
+			} else if errors.Is(err, io.EOF) {
 				err = fmt.Errorf("server closed the connection: %w", io.ErrUnexpectedEOF)
 			}
 			c.mu.Unlock()

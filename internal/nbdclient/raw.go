@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"time"
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
 
@@ -49,11 +50,21 @@ func DialRaw(ctx context.Context, network, address string) (*Raw, error) {
 		return nil, err
 	}
 	r := &Raw{Conn: nc}
-	if err := r.Greeting(); err != nil {
+	if err := r.during(ctx, r.Greeting); err != nil {
 		nc.Close()
 		return nil, fmt.Errorf("nbd server %s: %w", address, err)
 	}
 	return r, nil
+}
+
+// during runs a step of the handshake and breaks the connection if ctx ends meanwhile.
+func (r *Raw) during(ctx context.Context, step func() error) error {
+	stop := context.AfterFunc(ctx, func() { r.Conn.SetDeadline(time.Unix(1, 0)) })
+	err := step()
+	if !stop() {
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 // Greeting reads the server's first bytes.
@@ -206,6 +217,32 @@ func (r *Raw) Go(export string, structured bool) (ExportInfo, error) {
 	info, err := ParseInfo(list)
 	info.Structured = accepted
 	return info, err
+}
+
+// List asks for the exports and leaves.
+func (r *Raw) List() ([]ExportInfo, error) {
+	if err := r.ClientFlags(uint32(nbdproto.FlagFixedNewstyle | r.Flags&nbdproto.FlagNoZeroes)); err != nil {
+		return nil, err
+	}
+	list, err := r.OptionReplies(nbdproto.OptList, nil)
+	if err != nil {
+		return nil, err
+	}
+	var exports []ExportInfo
+	for _, rep := range list {
+		if rep.Type&nbdproto.RepErr != 0 {
+			return nil, &OptionError{Option: rep.Option, Code: rep.Type, Text: string(rep.Data)}
+		}
+		if rep.Type != nbdproto.RepServer {
+			continue
+		}
+		if len(rep.Data) < 4 || uint64(binary.BigEndian.Uint32(rep.Data)) > uint64(len(rep.Data)-4) {
+			return nil, fmt.Errorf("malformed list entry of %d bytes", len(rep.Data))
+		}
+		n := binary.BigEndian.Uint32(rep.Data)
+		exports = append(exports, ExportInfo{Name: string(rep.Data[4 : 4+n]), Description: string(rep.Data[4+n:])})
+	}
+	return exports, r.Option(nbdproto.OptAbort, nil)
 }
 
 // RequestHeader encodes the header of a request.
