@@ -67,7 +67,7 @@ func createCluster(ctx context.Context, s *session, _ []string) error {
 	if err := s.apply(planCreateCluster(s.host, ip, s.tree.Clock().Now())); err != nil {
 		return err
 	}
-	s.print("cluster created: %s at %s. Next: start marsd here; on other nodes, with a copy of the secret: marsadm join-cluster %s %s\n",
+	s.done("cluster created: %s at %s. Next: start marsd here; on other nodes, with a copy of the secret: marsadm join-cluster %s %s\n",
 		s.host, ip, s.host, ip)
 	return nil
 }
@@ -83,12 +83,13 @@ func planCreateCluster(host, ip string, now symlinktree.Stamp) []op {
 // secretPlace is the file of the cluster secret; or inline is true when its
 // content is in the environment.
 func (s *session) secretPlace() (file string, inline bool) {
-	switch env := s.env.Getenv("MARS_SECRET"); {
+	file, text := transport.SecretFromEnv(s.env.Getenv("MARS_SECRET"))
+	switch {
 	case s.opt.secret != "":
 		return s.opt.secret, false
-	case strings.HasPrefix(env, "/"), strings.HasPrefix(env, "./"):
-		return env, false
-	case env != "":
+	case file != "":
+		return file, false
+	case text != "":
 		return "", true
 	}
 	return defaultSecret, false
@@ -281,7 +282,7 @@ func joinCluster(ctx context.Context, s *session, args []string) error {
 		if err := s.apply(append([]op{set(symlinktree.IPPath(in.host), in.ip)}, hostDefaults(in.host)...)); err != nil {
 			return err
 		}
-		s.print("request written. Next: start marsd; it joins the cluster of %s\n", in.peer)
+		s.done("request written. Next: start marsd; it joins the cluster of %s\n", in.peer)
 		return nil
 	}
 	return s.finishJoin(ctx, in)
@@ -290,14 +291,14 @@ func joinCluster(ctx context.Context, s *session, args []string) error {
 // finishJoin waits until marsd has fetched the peer's tree, and then writes the
 // own address with a real stamp, so that it wins over an older membership.
 func (s *session) finishJoin(ctx context.Context, in joinInput) error {
-	if err := s.pull(in.peer); err != nil {
-		return err
-	}
-	if err := s.trigger(3); err != nil {
-		return err
-	}
+	var again time.Time
 	where := s.command + " " + in.peer + " on " + in.host
 	err := s.await(ctx, where, "the tree of "+in.peer+" has arrived", []string{"", "ips"}, func(t *symlinktree.Snapshot) (bool, string) {
+		if now := time.Now(); now.After(again) {
+			again = now.Add(time.Second)
+			// What fails now is asked for again in a second.
+			_, _ = s.pull(in.peer), s.trigger(3)
+		}
 		uuid, ok := t.Get(symlinktree.UUIDPath)
 		return ok && uuid != symlinktree.AnyUUID, "marsd has not reached it yet: look at its messages; check address, secret and firewall"
 	})
@@ -312,7 +313,7 @@ func (s *session) finishJoin(ctx context.Context, in joinInput) error {
 		return err
 	}
 	uuid, _ := s.tree.Get(symlinktree.UUIDPath)
-	s.print("joined the cluster %s\n", uuid)
+	s.done("joined the cluster %s\n", uuid)
 	return nil
 }
 
@@ -372,7 +373,7 @@ func leaveCluster(ctx context.Context, s *session, _ []string) error {
 	if _, err := s.waitCluster(ctx, "", 3); err != nil {
 		s.warn("%s has left, but not every peer has confirmed it yet: %v", s.host, err)
 	}
-	s.print("%s has left the cluster\n", s.host)
+	s.done("%s has left the cluster\n", s.host)
 	return nil
 }
 

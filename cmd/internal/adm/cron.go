@@ -2,11 +2,8 @@ package adm
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"mars/cmd/internal/macro"
@@ -32,7 +29,7 @@ func cron(ctx context.Context, s *session, args []string) error {
 		}
 	}
 	note(s.apply(append([]op{set(symlinktree.ActualPath(s.host, "marsadm-version"), admVersion)}, s.planLinkPurge(globalDirs(s.tree))...)), "")
-	note(s.removeTemps(globalDirs(s.tree)), "")
+	note(s.removeTemps(), "")
 	for _, res := range purgeable(s.tree, list, len(args) > 0) {
 		j := &job{session: s, r: symlinktree.Resource(res)}
 		note(j.linkPurge(), res)
@@ -154,37 +151,19 @@ func (j *job) linkPurge() error {
 			batch = append(batch, rmdir(dir))
 		}
 	}
-	return errors.Join(j.apply(batch), j.removeTemps(dirs))
+	return j.apply(batch)
 }
 
 func linkPurgeVerb(_ context.Context, j *job) error { return j.linkPurge() }
 
-// removeTemps removes temporary links that a crash has left behind. Their mtime is
-// a Lamport stamp, so their age is that of the inode.
-func (s *session) removeTemps(dirs []string) error {
-	var errs []error
-	for _, dir := range dirs {
-		abs := filepath.Join(s.tree.Root(), dir)
-		list, err := s.env.FS.ReadDir(abs)
-		if err != nil {
-			continue // a directory that is gone has none
-		}
-		for _, e := range list {
-			name := filepath.Join(abs, e.Name())
-			st, err := s.env.FS.Lstat(name)
-			if !strings.HasPrefix(e.Name(), ".tmp") || err != nil || st.IsDir() {
-				continue
-			}
-			sys, ok := st.Sys().(*syscall.Stat_t)
-			if !ok || s.env.Now().Sub(time.Unix(sys.Ctim.Unix())) < s.opt.stuck {
-				continue
-			}
-			if s.opt.dryRun {
-				s.print("DRY_RUN: would remove '%s'\n", name)
-			} else if err := s.env.FS.Remove(name); err != nil {
-				errs = append(errs, fmt.Errorf("remove leftover: %w", err))
-			}
-		}
+// removeTemps removes temporary links that a crash has left behind.
+func (s *session) removeTemps() error {
+	if s.opt.dryRun {
+		return nil
 	}
-	return errors.Join(errs...)
+	n, err := s.tree.RemoveTemp(s.opt.stuck)
+	if n > 0 {
+		s.detail("removed %d temporary links", n)
+	}
+	return err
 }

@@ -119,7 +119,7 @@ func (j *job) invalidateOnce(ctx context.Context) (again bool, err error) {
 	if err := j.apply([]op{set(j.r.TodoPath(j.host, symlinktree.SwitchSync), "1")}); err != nil {
 		return false, err
 	}
-	j.print("%s copies resource %s anew from %s; marsadm view %s shows the progress\n", j.host, j.r, src.host, j.r)
+	j.done("%s copies resource %s anew from %s; marsadm view %s shows the progress\n", j.host, j.r, src.host, j.r)
 	return false, nil
 }
 
@@ -196,6 +196,6 @@ func resize(ctx context.Context, j *job) error {
 			return err
 		}
 	}
-	j.print("resource %s has %s bytes now\n", j.r, text)
+	j.done("resource %s has %s bytes now\n", j.r, text)
 	return nil
 }

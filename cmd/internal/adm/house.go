@@ -219,14 +219,23 @@ func planPurge(t macro.Tree, r symlinktree.Resource, host string, logs []logfile
 			continue
 		}
 		v, err := symlinktree.ParseVersion(e.Value)
-		// The link before the oldest log is the foot of a member's chain.
-		foot := member[h] && (n == 0 || keepsNext(keep, n))
-		if err == nil && n == v.Seq && (foot || keep[logfile.Name{Seq: v.Seq, Host: v.Origin}]) {
+		if err == nil && n == v.Seq && neededVersion(keep, h, v, member[h]) {
 			continue
 		}
 		batch = append(batch, del(e.Path))
 	}
 	return batch
+}
+
+// neededVersion: a member's chain is kept as far as its logs are, and one link more
+// as its foot. Of a host that has left only the word about its own logs counts, as
+// long as somebody needs them.
+func neededVersion(keep map[logfile.Name]bool, host string, v symlinktree.Version, member bool) bool {
+	known := keep[logfile.Name{Seq: v.Seq, Host: v.Origin}]
+	if !member {
+		return known && v.Origin == host
+	}
+	return known || v.Seq == 0 || keepsNext(keep, v.Seq)
 }
 
 func keepsNext(keep map[logfile.Name]bool, n int) bool {

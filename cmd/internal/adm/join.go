@@ -50,7 +50,8 @@ func startOver(t macro.Tree, r symlinktree.Resource, host string, src source) ([
 	batch := []op{set(r.ReplayPath(host), symlinktree.Replay{Seq: n, Origin: src.replay.Origin}.String())}
 	copied := 0
 	for _, k := range []int{n, n - 1} {
-		if v, ok := t.Get(r.VersionPath(k, src.host)); ok {
+		// Number 0 is only the foot of the creator's own chain.
+		if v, ok := t.Get(r.VersionPath(k, src.host)); ok && k > 0 {
 			batch = append(batch, set(r.VersionPath(k, host), v))
 			copied++
 		}
@@ -228,7 +229,7 @@ func (j *job) joinOnce(ctx context.Context, in joinResourceInput) error {
 		return err
 	}
 	src, _ := j.tree.Get(j.r.PrimaryPath())
-	j.print("%s joins resource %s, copying from %s; marsadm view %s shows the progress\n", j.host, j.r, src, j.r)
+	j.done("%s joins resource %s, copying from %s; marsadm view %s shows the progress\n", j.host, j.r, src, j.r)
 	return nil
 }
 

@@ -230,9 +230,9 @@ func createResource(_ context.Context, j *job) error {
 		return err
 	}
 	if rest := in.diskSize % pageSize; a.size == 0 && rest != 0 {
-		j.print("the last %d bytes of %s are not used: sizes are multiples of %d\n", rest, a.disk, pageSize)
+		j.done("the last %d bytes of %s are not used: sizes are multiples of %d\n", rest, a.disk, pageSize)
 	}
-	j.print("created resource %s: %d bytes on %s, primary %s\n", j.r, p.size, a.disk, j.host)
+	j.done("created resource %s: %d bytes on %s, primary %s\n", j.r, p.size, a.disk, j.host)
 	if !j.opt.dryRun && !j.daemonRuns() {
 		j.warn("marsd is not running on %s: the device will appear when it is started", j.node)
 	}
@@ -287,14 +287,15 @@ func checkLeave(t macro.Tree, r symlinktree.Resource, host string, force bool) e
 	if force {
 		return nil
 	}
+	gone := "; if " + host + " is gone for good: --force"
 	for _, e := range t.List(r.TodoDir(host)) {
 		if symlinktree.Switch(e.Value) && filepath.Base(e.Path) != symlinktree.SwitchEmergencyLimit {
-			return refuse(fmt.Sprintf("marsadm down %s", r), "switch %s is not off", e.Path)
+			return refuse(fmt.Sprintf("marsadm down %s", r)+gone, "switch %s is not off", e.Path)
 		}
 	}
 	for _, e := range t.List(r.ActualDir(host)) {
 		if strings.HasPrefix(filepath.Base(e.Path), "is-") && symlinktree.Switch(e.Value) {
-			return refuse(fmt.Sprintf("marsadm down %s, and wait until it is", r), "%s says that it is still at work (%s)", e.Path, e.Value)
+			return refuse(fmt.Sprintf("marsadm down %s, and wait until it is", r)+gone, "%s says that it is still at work (%s)", e.Path, e.Value)
 		}
 	}
 	return nil

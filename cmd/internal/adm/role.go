@@ -227,19 +227,17 @@ func primary(ctx context.Context, j *job) error {
 	check := func() error {
 		return checkPrimary(j.tree, primaryInput{j.r, j.host, j.forced(), j.opt.ignoreSync, j.tree.Clock().Now(), j.opt.window})
 	}
-	// What is refused on the news at hand is refused before anybody is disturbed.
-	if err := check(); err != nil {
-		return err
-	}
+	// Fresh news first: `umount` on the old primary and then `primary` here must not
+	// be refused because of an open-count that is still on its way.
 	var dead []string
 	if !j.forced() {
 		var err error
 		if dead, err = j.waitCluster(ctx, string(j.r), 3); err != nil {
 			return err
 		}
-		if err := check(); err != nil {
-			return err
-		}
+	}
+	if err := check(); err != nil {
+		return err
 	}
 	old := oldPrimary(j.tree, j.r)
 	if err := checkReachable(j.tree, j.r, old, dead); err != nil {
@@ -393,7 +391,7 @@ func (j *job) awaitPrimary(ctx context.Context) error {
 			return err
 		}
 	}
-	j.print("%s is primary of %s\n", j.host, j.r)
+	j.done("%s is primary of %s\n", j.host, j.r)
 	return nil
 }
 

@@ -39,6 +39,14 @@ func (l *lineWriter) write(s string) {
 }
 
 func (s *session) print(format string, args ...any) { s.out.write(fmt.Sprintf(format, args...)) }
+
+// done reports success; a dry run has none.
+func (s *session) done(format string, args ...any) {
+	if !s.opt.dryRun {
+		s.print(format, args...)
+	}
+}
+
 func (s *session) warn(format string, args ...any) {
 	s.err.write("WARNING: " + fmt.Sprintf(format, args...) + "\n")
 }
@@ -183,13 +191,24 @@ func (s *session) resources(v *verb, word string) ([]string, error) {
 	if !v.newResource {
 		for _, name := range out {
 			if !s.exists(name) {
-				return nil, named(refuse("resources known here: "+words(macro.Resources(s.tree))+"; marsadm wait-cluster fetches the latest news",
+				return nil, named(refuse("resources known here: "+words(s.known())+"; marsadm wait-cluster fetches the latest news",
 					"no such resource"), s.command, name, s.host)
 			}
 		}
 	}
 	sortNatural(out)
 	return out, nil
+}
+
+// known lists the resources of the cluster of which more than the name is left.
+func (s *session) known() []string {
+	var out []string
+	for _, r := range macro.Resources(s.tree) {
+		if s.exists(r) {
+			out = append(out, r)
+		}
+	}
+	return out
 }
 
 func (s *session) exists(res string) bool {
@@ -313,12 +332,18 @@ func (s *session) deadline(ctx context.Context) (context.Context, context.Cancel
 
 // within shortens the budget of ctx to d.
 func (s *session) within(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
-	at := time.Now().Add(d)
-	if old, ok := ctx.Value(deadlineKey{}).(time.Time); ok && old.Before(at) {
-		at = old
+	b := budget{time.Now().Add(d), d}
+	if old, ok := ctx.Value(deadlineKey{}).(budget); ok && old.end.Before(b.end) {
+		b = old
 	}
-	ctx = context.WithValue(ctx, deadlineKey{}, at)
-	return context.WithDeadlineCause(ctx, at.Add(time.Second), errDeadline)
+	ctx = context.WithValue(ctx, deadlineKey{}, b)
+	return context.WithDeadlineCause(ctx, b.end.Add(time.Second), errDeadline)
+}
+
+// budget is the time that a command may take.
+type budget struct {
+	end    time.Time
+	length time.Duration
 }
 
 type deadlineKey struct{}

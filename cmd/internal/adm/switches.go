@@ -2,6 +2,7 @@ package adm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 
@@ -174,7 +175,11 @@ func (j *job) awaitAttached(ctx context.Context) error {
 		return nil
 	}
 	if err := j.needDaemon(); err != nil {
-		return fmt.Errorf("the switch is set and counts from the next start of marsd, but: %w", err)
+		var r *Refusal
+		if errors.As(err, &r) {
+			r.Hint += "; the switch is set and counts from then on"
+		}
+		return err
 	}
 	err := j.awaitLinks(ctx, "the disk is attached", linkIs{path: j.r.ActualPath(j.host, "is-attached"), want: "1"})
 	return j.explain(err, "err-attach", "err-disk")

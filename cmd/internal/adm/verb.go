@@ -165,9 +165,9 @@ func (s *session) start(ctx context.Context, v *verb, args []string) error {
 	}
 	switch {
 	case len(rest) < v.min:
-		return usage("%s: too few words; usage: marsadm %s %s", s.command, s.command, v.args)
+		return usage("%s: too few words; usage: marsadm %s", s.command, strings.TrimSpace(s.command+" "+v.args))
 	case v.max >= 0 && len(rest) > v.max:
-		return usage("%s: surplus word %q; usage: marsadm %s %s", s.command, rest[v.max], s.command, v.args)
+		return usage("%s: surplus word %q; usage: marsadm %s", s.command, rest[v.max], strings.TrimSpace(s.command+" "+v.args))
 	}
 	if v.noTree {
 		return v.run(ctx, s, rest)

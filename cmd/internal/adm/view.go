@@ -34,6 +34,9 @@ func viewVerb(name string) func(context.Context, *session, []string) error {
 		if !ok {
 			return unknownMacro(name)
 		}
+		if name == "default" && !s.context("").DaemonKnown() {
+			s.warn("marsd is not running on %s", s.node)
+		}
 		if len(args) == 0 {
 			if name != "default" {
 				s.show(m, s.context(""), nil)

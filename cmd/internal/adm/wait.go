@@ -54,11 +54,25 @@ func (s *session) notRunning() error {
 // needDaemon refuses to go on without marsd on this node. In a dry run nothing is
 // waited for, so it is not needed.
 func (s *session) needDaemon() error {
-	if s.opt.dryRun || s.daemonRuns() {
+	if s.opt.dryRun {
 		return nil
 	}
-	return s.notRunning()
+	// It may have been started a moment ago, in the line above of some script.
+	for end := time.Now().Add(min(startGrace, s.opt.timeout)); ; time.Sleep(20 * time.Millisecond) {
+		if s.daemonRuns() {
+			return nil
+		}
+		if time.Now().After(end) {
+			return s.notRunning()
+		}
+		if _, err := s.tree.Rescan(symlinktree.ActualDir(s.node)); err != nil {
+			return err
+		}
+	}
 }
+
+// startGrace is how long marsd may take from its start to its first sign of life.
+const startGrace = time.Second
 
 // await polls the tree until cond holds. cond also tells what is missing. dirs are
 // the directories that cond looks at; beside them the own heartbeat is followed,
@@ -68,10 +82,9 @@ func (s *session) await(ctx context.Context, where, what string, dirs []string, 
 		s.print("DRY_RUN: would wait until %s\n", what)
 		return nil
 	}
-	begin := time.Now()
-	end, ok := ctx.Value(deadlineKey{}).(time.Time)
+	limit, ok := ctx.Value(deadlineKey{}).(budget)
 	if !ok {
-		end = begin.Add(s.opt.timeout)
+		limit = budget{time.Now().Add(s.opt.timeout), s.opt.timeout}
 	}
 	dirs = append(dirs, symlinktree.ActualDir(s.node))
 	show := s.newProgress(what)
@@ -90,12 +103,12 @@ func (s *session) await(ctx context.Context, where, what string, dirs []string, 
 			return s.notRunning()
 		}
 		now := time.Now()
-		if !now.Before(end) {
-			return &timeoutError{where: where, what: what, last: missing, after: now.Sub(begin)}
+		if !now.Before(limit.end) {
+			return &timeoutError{where: where, what: what, last: missing, after: limit.length}
 		}
-		if err := pause(ctx, min(s.env.Poll, end.Sub(now))); err != nil {
+		if err := pause(ctx, min(s.env.Poll, limit.end.Sub(now))); err != nil {
 			if errors.Is(err, errDeadline) {
-				return &timeoutError{where: where, what: what, last: missing, after: time.Since(begin)}
+				return &timeoutError{where: where, what: what, last: missing, after: limit.length}
 			}
 			return fmt.Errorf("%s: interrupted while waiting until %s: %w", where, what, err)
 		}

@@ -119,6 +119,9 @@ func (c *Context) moduleLoaded() bool {
 	return known && (!said || alive != "0")
 }
 
+// DaemonKnown reports whether marsd runs on this machine as far as the tree tells.
+func (c *Context) DaemonKnown() bool { return c.moduleLoaded() }
+
 // alive: the latest news of host are within the window.
 func (c *Context) alive(host string) bool {
 	age, known := c.aliveAge(host)
