@@ -72,14 +72,14 @@ func (m *extentMap) check(t *testing.T, want flat) {
 
 func TestExtentMap(t *testing.T) {
 	seed := testutil.Seed(t)
-	for round := range 40 {
+	for round := range 16 {
 		r := rand.New(rand.NewPCG(seed, uint64(round)))
 		size := int64(300 + r.IntN(3000))
 		longest := 1 + r.Int64N(1+size/int64(1+r.IntN(40)))
 		var m extentMap
 		want := make(flat, size)
 		pos := int64(0)
-		for i := range 1500 {
+		for i := range 1200 {
 			off := r.Int64N(size)
 			switch round % 4 {
 			case 1: // ascending
@@ -91,7 +91,7 @@ func TestExtentMap(t *testing.T) {
 			pos += x.len + 84
 			m.insert(x)
 			want.insert(x)
-			if i%250 == 0 || i == 1499 {
+			if i%250 == 0 || i == 1199 {
 				m.check(t, want)
 			}
 		}

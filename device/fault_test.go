@@ -197,13 +197,15 @@ func TestIndexLimit(t *testing.T) {
 	const limit = 128
 	w := newWorld(t, 4, 4<<20, nil, func(c *EngineConfig) { c.IndexLimit, c.WritebackAge, c.WritebackBytes = limit, time.Hour, 1<<40 })
 	w.primary()
-	release := make(chan struct{})
-	w.fs.Inject(crashfs.Fault{Ops: crashfs.OpWrite, Path: diskPath, Count: 1, Delay: func(crashfs.Op) { <-release }})
+	block := make(chan struct{})
+	release := sync.OnceFunc(func() { close(block) })
+	defer release()
+	w.fs.Inject(crashfs.Fault{Ops: crashfs.OpWrite, Path: diskPath, Count: 1, Delay: func(crashfs.Op) { <-block }})
 	var wg sync.WaitGroup
 	for g := range 4 {
 		wg.Go(func() {
-			for i := range 100 {
-				if err := w.e.Submit([]nbd.Op{write(int64(g*100+i)*8192, byte(g+1), 512)}); err != nil {
+			for i := range 2 * limit { // none of them gets through alone
+				if err := w.e.Submit([]nbd.Op{write(int64(g*2*limit+i)*4096, byte(g+1), 512)}); err != nil {
 					t.Error(err)
 				}
 			}
@@ -213,7 +215,7 @@ func TestIndexLimit(t *testing.T) {
 	if n := w.e.Status().Extents; n > limit {
 		t.Errorf("%d extents, the limit is %d", n, limit)
 	}
-	close(release)
+	release()
 	wg.Wait()
 	if n := w.e.Status().Extents; n > limit {
 		t.Errorf("%d extents, the limit is %d", n, limit)

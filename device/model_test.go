@@ -26,7 +26,7 @@ func TestModel(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			for round := range uint64(3) {
+			for round := range uint64(2) {
 				modelRun(t, seed+round, tune)
 			}
 		})
@@ -34,7 +34,7 @@ func TestModel(t *testing.T) {
 }
 
 func modelRun(t *testing.T, seed uint64, tune func(*EngineConfig)) {
-	const size = 512 << 10
+	const size = 256 << 10
 	r := rand.New(rand.NewPCG(seed, 7))
 	model := make([]byte, size)
 	fill(r, model)
@@ -42,7 +42,7 @@ func modelRun(t *testing.T, seed uint64, tune func(*EngineConfig)) {
 	w := newWorld(t, seed, size, base, tune)
 	start, _ := w.jour.get()
 	w.primary()
-	for range 400 {
+	for range 250 {
 		switch n := r.IntN(100); {
 		case n < 55:
 			var ops []nbd.Op
