@@ -248,7 +248,7 @@ func fio(t *testing.T, uris map[string]string) {
 	for kind, uri := range uris {
 		for _, bs := range []string{"4k-4k", "512-64k"} {
 			out := tool(t, "fio", "--name="+kind, "--ioengine=nbd", "--uri="+uri, "--rw=randwrite", "--bsrange="+bs,
-				"--size=16M", "--iodepth=32", "--fsync=64", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--randrepeat=0", "--verify_state_save=0", "--output-format=terse")
+				"--size=8M", "--iodepth=32", "--fsync=64", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--randrepeat=0", "--verify_state_save=0", "--output-format=terse")
 			if strings.Contains(out, "verify:") {
 				t.Errorf("fio over %s, %s: %s", kind, bs, out)
 			}

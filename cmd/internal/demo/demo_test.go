@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"mars/internal/testutil"
 )
 
 func TestImageIsExt4(t *testing.T) {
@@ -169,13 +171,17 @@ func TestCompareSees(t *testing.T) {
 func TestStopStubborn(t *testing.T) {
 	dir := t.TempDir()
 	exe := filepath.Join(dir, "stubborn")
-	if err := os.WriteFile(exe, []byte("#!/bin/sh\ntrap '' TERM\ntouch ready\nwhile :; do read x < fifo; done\n"), 0o700); err != nil {
+	if err := os.WriteFile(exe, []byte("#!/bin/sh\ntrap '' TERM\n: >\"$MARS_SECRET.ready\"\nexec sleep 300\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	n := &node{name: "alpha", addr: "127.0.0.1", dir: dir, exe: exe}
 	if err := n.start(false); err != nil {
 		t.Fatal(err)
 	}
+	testutil.WaitFor(t, 20*time.Second, "the script ignores SIGTERM", func() bool {
+		_, err := os.Stat(n.secret() + ".ready")
+		return err == nil
+	})
 	begin := time.Now()
 	n.stop(50 * time.Millisecond)
 	if n.running() {
