@@ -114,9 +114,9 @@ func TestFlushCoversAllConnections(t *testing.T) {
 func TestFlushCheckNoticesLies(t *testing.T) {
 	syncs := 0
 	for name, cover := range map[string]func(n, durable int) int{
-		"syncs nothing":         func(_, durable int) int { return durable },
-		"forgets the youngest":  func(n, _ int) int { return max(n-1, 0) },
-		"syncs half of it":      func(n, durable int) int { return durable + (n-durable)/2 },
+		"syncs nothing":        func(_, durable int) int { return durable },
+		"forgets the youngest": func(n, _ int) int { return max(n-1, 0) },
+		"syncs half of it":     func(n, durable int) int { return durable + (n-durable)/2 },
 		"every fifth sync lies": func(n, durable int) int {
 			if syncs++; syncs%5 == 0 {
 				return durable

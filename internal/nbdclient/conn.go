@@ -90,15 +90,15 @@ func (c *conn) do(ctx context.Context, cmd uint16, flags Flag, off, n int64, dat
 	}
 	select {
 	case c.sendLock <- struct{}{}:
-	case <-ctx.Done(): // nothing is sent
-		c.mu.Lock()
-		delete(c.calls, handle)
-		c.mu.Unlock()
-		return context.Cause(ctx)
+	case <-ctx.Done():
+		return c.unsent(ctx, handle)
 	}
-	err := c.send(ctx, cmd, flags, handle, off, n, payload)
+	sent, err := c.send(ctx, cmd, flags, handle, off, n, payload)
 	<-c.sendLock
 	if err != nil {
+		if sent == 0 && ctx.Err() != nil {
+			return c.unsent(ctx, handle)
+		}
 		c.fail(fmt.Errorf("send: %w", err))
 	}
 	select {
@@ -107,6 +107,14 @@ func (c *conn) do(ctx context.Context, cmd uint16, flags Flag, off, n int64, dat
 	case <-ctx.Done():
 	}
 	return c.abandon(ctx, cl)
+}
+
+// unsent takes back a call of which no byte was sent.
+func (c *conn) unsent(ctx context.Context, handle uint64) error {
+	c.mu.Lock()
+	delete(c.calls, handle)
+	c.mu.Unlock()
+	return context.Cause(ctx)
 }
 
 // patience is how long an answer that has begun to arrive may take when its
@@ -134,9 +142,9 @@ func (c *conn) abandon(ctx context.Context, cl *call) error {
 	return cl.err
 }
 
-// send writes one request; the caller holds sendLock. A context that ends in the middle breaks
-// the connection: half a request cannot be taken back.
-func (c *conn) send(ctx context.Context, cmd uint16, flags Flag, handle uint64, off, n int64, payload []byte) error {
+// send writes one request and returns how many bytes went out; the caller holds sendLock. A context
+// that ends in the middle breaks the connection: half a request cannot be taken back.
+func (c *conn) send(ctx context.Context, cmd uint16, flags Flag, handle uint64, off, n int64, payload []byte) (int64, error) {
 	nbdproto.PutRequest(c.hdr[:], &protocol.TransmissionRequestHeader{
 		RequestMagic: protocol.TRANSMISSION_MAGIC_REQUEST,
 		CommandFlags: flags, Type: cmd, Handle: handle, Offset: uint64(off), Length: uint32(n),
@@ -158,11 +166,11 @@ func (c *conn) send(ctx context.Context, cmd uint16, flags Flag, handle uint64, 
 	if len(payload) > 0 {
 		bufs = append(bufs, payload)
 	}
-	_, err := bufs.WriteTo(c.nc)
+	sent, err := bufs.WriteTo(c.nc)
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	return err
+	return sent, err
 }
 
 // readLoop receives replies until the connection ends.
