@@ -2,6 +2,7 @@ package adm
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -113,7 +114,7 @@ func normalise(argv []string) (normalised, error) {
 			if i++; i >= len(argv) {
 				return normalised{}, usage("option --%s needs a value: --%s=%s", opt.name, opt.name, opt.value)
 			}
-			value, hasValue = argv[i], true
+			value, hasValue = strings.TrimSpace(argv[i]), true
 		}
 		if opt.arity == noValue && hasValue {
 			return normalised{}, usage("option --%s takes no value (got %q)", opt.name, value)
@@ -165,20 +166,16 @@ func (n normalised) finish(opts []string) normalised {
 	if alias, ok := map[string]string{"h": "help", "v": "version"}[n.command]; ok {
 		n.command = alias
 	}
-	for i, o := range opts {
-		if o == "--help" || o == "--version" {
-			if n.command != "" && n.command != "help" {
-				n.words = []string{n.command}
-			} else if o == "--version" {
-				n.words = nil
-			}
-			n.command = strings.TrimPrefix(o, "--")
-			if o == "--version" {
-				n.words = nil
-			}
-			opts = append(opts[:i:i], opts[i+1:]...)
-			break
+	asked := func(o string) bool { return o == "--help" || o == "--version" }
+	if i := slices.IndexFunc(opts, asked); i >= 0 {
+		word := strings.TrimPrefix(opts[i], "--")
+		switch {
+		case word == "version":
+			n.words = nil
+		case n.command != "" && n.command != word:
+			n.words = []string{n.command}
 		}
+		n.command, opts = word, slices.DeleteFunc(opts, asked)
 	}
 	n.args = opts
 	if n.command != "" {

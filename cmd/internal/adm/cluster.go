@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"mars/cmd/internal/macro"
@@ -180,15 +179,11 @@ func (s *session) lookup(ctx context.Context, host string) (string, error) {
 
 // checkAddress accepts ADDR, ADDR:PORT and [ADDR6]:PORT.
 func checkAddress(v string) error {
-	host, port := v, ""
-	if net.ParseIP(v) == nil {
-		var err error
-		if host, port, err = net.SplitHostPort(v); err != nil {
-			host, port = strings.Trim(v, "[]"), "1"
-		}
+	if net.ParseIP(v) != nil {
+		return nil
 	}
-	n, err := strconv.Atoi(port)
-	if net.ParseIP(host) == nil || (port != "" && (err != nil || n < 1 || n > 65535)) {
+	host, port, err := net.SplitHostPort(v)
+	if n, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil || n == 0 || net.ParseIP(host) == nil {
 		return usage("%q is not an address: ADDR, ADDR:PORT or [ADDR6]:PORT", v)
 	}
 	return nil

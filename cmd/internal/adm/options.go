@@ -77,7 +77,11 @@ type seconds struct {
 func (s *seconds) Set(v string) error {
 	f, err := strconv.ParseFloat(v, 64)
 	if err != nil || f < 0 || f*float64(s.unit) > float64(1<<62) || f != f {
-		return fmt.Errorf("%q is not a span of time: a number of %ss, 0 or more", v, strings.TrimPrefix(s.unit.String()[1:], "0m0"))
+		unit := "seconds"
+		if s.unit == time.Hour {
+			unit = "hours"
+		}
+		return fmt.Errorf("%q is not a number of %s, 0 or more", v, unit)
 	}
 	*s.to = time.Duration(f * float64(s.unit))
 	return nil

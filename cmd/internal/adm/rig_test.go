@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"mars/device"
+	"mars/internal/vfs"
 	"mars/symlinktree"
 )
 
@@ -329,3 +331,11 @@ func (r *rig) startDaemon(text string) *daemon {
 }
 
 func hasLink(t *symlinktree.Tree, path string) bool { _, ok := t.Get(path); return ok }
+
+// holdDisk opens a disk as marsd does.
+func (r *rig) holdDisk(path string) *device.Disk {
+	r.t.Helper()
+	d, err := device.OpenDisk(vfs.OS, path)
+	must(r.t, err)
+	return d
+}

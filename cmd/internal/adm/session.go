@@ -27,11 +27,20 @@ type session struct {
 
 // lineWriter serialises output of several workers.
 type lineWriter struct {
-	mu sync.Mutex
-	w  io.Writer
+	mu     *sync.Mutex
+	w      io.Writer
+	prefix string // of each line
 }
 
+func newLineWriter(w io.Writer) *lineWriter { return &lineWriter{mu: new(sync.Mutex), w: w} }
+
+// prefixed is the same output with something before each line.
+func (l *lineWriter) prefixed(prefix string) *lineWriter { return &lineWriter{l.mu, l.w, prefix} }
+
 func (l *lineWriter) write(s string) {
+	if l.prefix != "" {
+		s = l.prefix + strings.ReplaceAll(strings.TrimSuffix(s, "\n"), "\n", "\n"+l.prefix) + "\n"
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	// An administrator whose terminal is gone cannot be told so.
@@ -233,16 +242,20 @@ func sortNatural(list []string) {
 // with --parallel. A resource that fails does not keep the others from being done.
 func (s *session) each(ctx context.Context, v *verb, list, args []string) error {
 	errs := make([]error, len(list))
-	run := func(i int) {
-		sub := *s
-		if len(list) > 1 {
-			s.print("%s", s.context(list[i]).ResourceHeading())
-		}
-		errs[i] = sub.one(ctx, v, list[i], args)
-	}
 	workers := s.opt.parallel
 	if workers < 0 || workers > len(list) {
 		workers = len(list)
+	}
+	run := func(i int) {
+		sub := *s
+		switch {
+		case workers > 1:
+			prefix := "CHILD " + list[i] + ": "
+			sub.out, sub.err = s.out.prefixed(prefix), s.err.prefixed(prefix)
+		case len(list) > 1:
+			s.print("%s", s.context(list[i]).ResourceHeading())
+		}
+		errs[i] = sub.one(ctx, v, list[i], args)
 	}
 	if workers <= 1 {
 		for i := range list {

@@ -75,10 +75,10 @@ func findVerb(name string) *verb {
 // returns the exit code.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer, env Env) int {
 	env = env.withDefaults()
-	errOut := &lineWriter{w: stderr}
+	errOut := newLineWriter(stderr)
 	n, err := normalise(args)
 	if err == nil {
-		err = execute(ctx, n, &lineWriter{w: stdout}, errOut, env)
+		err = execute(ctx, n, newLineWriter(stdout), errOut, env)
 	}
 	if err != nil {
 		report(errOut, err)
