@@ -78,8 +78,7 @@ func (g *gate) run() error {
 	}
 }
 
-// admit starts the handshake. If too many are pending, the oldest gives way:
-// an honest node needs milliseconds for it, so it is not the oldest.
+// admit starts the handshake. If too many are pending, one of them gives way.
 func (g *gate) admit(raw net.Conn) {
 	s := g.s
 	if err := s.cfg.tune(raw); err != nil {
@@ -96,8 +95,7 @@ func (g *gate) admit(raw net.Conn) {
 	s.pending = append(s.pending, conn)
 	var victim *guardConn
 	if len(s.pending) > s.cfg.MaxHandshakes {
-		victim = s.pending[0]
-		s.pending = s.pending[1:]
+		victim = s.dropPending()
 	}
 	s.work.Add(1)
 	s.mu.Unlock()
@@ -115,6 +113,35 @@ func (g *gate) admit(raw net.Conn) {
 			}
 		}
 	}()
+}
+
+// dropPending removes the oldest handshake of the address that has most of them:
+// an honest node needs milliseconds for one, and does not suffer for a neighbour.
+// The caller holds mu.
+func (s *Server) dropPending() *guardConn {
+	count := map[string]int{}
+	worst := ""
+	for _, p := range s.pending {
+		h := remoteHost(p)
+		if count[h]++; count[h] > count[worst] {
+			worst = h
+		}
+	}
+	for i, p := range s.pending {
+		if remoteHost(p) == worst {
+			s.pending = append(s.pending[:i], s.pending[i+1:]...)
+			return p
+		}
+	}
+	return nil
+}
+
+func remoteHost(c net.Conn) string {
+	host, _, err := net.SplitHostPort(c.RemoteAddr().String())
+	if err != nil {
+		return c.RemoteAddr().String()
+	}
+	return host
 }
 
 func (g *gate) handshake(conn *guardConn) error {
@@ -146,8 +173,7 @@ func (g *gate) handshake(conn *guardConn) error {
 	}
 }
 
-// sniff remembers what a client tells before it is authenticated. A name that
-// it looks for and that is not ours ends the handshake at once.
+// sniff remembers what a client tells before it is authenticated, for the log.
 func (s *Server) sniff(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	conn, ok := hello.Conn.(*guardConn)
 	if !ok {

@@ -18,7 +18,7 @@ var codes = []struct {
 	{"busy", http.StatusServiceUnavailable, ErrBusy},
 	{"superseded", http.StatusConflict, ErrSuperseded},
 	{"bad-request", http.StatusBadRequest, ErrRefused},
-	{"closing", http.StatusServiceUnavailable, ErrClosed},
+	{"closing", http.StatusServiceUnavailable, ErrClosing},
 }
 
 // maxErrorText bounds an error text on the wire.

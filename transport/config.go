@@ -75,8 +75,8 @@ type Config struct {
 
 	// MaxConns bounds a server's authenticated connections in all and
 	// MaxPeerConns those of one peer; MaxHandshakes those that are not authenticated
-	// yet (the oldest is dropped for a new one); MaxRequests the tree and sync
-	// requests being served at a time. Defaults 16384, 4096, 256, 64.
+	// yet (beyond it the address with most of them loses its oldest); MaxRequests the tree and sync
+	// requests being served at a time. Defaults 16384, 4096, 1024, 64.
 	MaxConns, MaxPeerConns, MaxHandshakes, MaxRequests int
 
 	Limits Limits
@@ -91,6 +91,10 @@ type Config struct {
 	// Dial replaces the TCP dialer, for tests.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 }
+
+// maxDials is how many connections to one peer are being made at a time, so that
+// hundreds of streams starting at once do not look like an attack.
+const maxDials = 16
 
 // silentHeartbeats is how many intervals without a byte end a stream.
 const silentHeartbeats = 3
@@ -110,7 +114,7 @@ func DefaultConfig() Config {
 		KeepAlive:         5 * time.Second,
 		MaxConns:          16384,
 		MaxPeerConns:      4096,
-		MaxHandshakes:     256,
+		MaxHandshakes:     1024,
 		MaxRequests:       64,
 		LogInterval:       10 * time.Second,
 	}
@@ -129,6 +133,9 @@ func (c Config) Validate() error {
 		if d.v != 0 && (d.v < time.Millisecond || d.v > 24*time.Hour) {
 			return fmt.Errorf("transport config: %s is %v, want 1ms to 24h", d.name, d.v)
 		}
+	}
+	if d := c.withDefaults(); d.RequestTimeout < 2*d.HeartbeatInterval {
+		return fmt.Errorf("transport config: RequestTimeout %v is below two heartbeats of %v, the first of which comes late in a slow reply", d.RequestTimeout, d.HeartbeatInterval)
 	}
 	for _, n := range []struct {
 		name string

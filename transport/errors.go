@@ -25,6 +25,8 @@ var (
 	ErrSuperseded = errors.New("superseded by a newer subscription of the same node")
 	// ErrBusy: the server has reached a limit; try again later.
 	ErrBusy = errors.New("server is busy")
+	// ErrClosing: the peer is shutting down.
+	ErrClosing = errors.New("node is shutting down")
 	// ErrClosed: this side was closed.
 	ErrClosed = errors.New("transport is closed")
 	// ErrRefused: a request or reply outside the limits of the protocol.

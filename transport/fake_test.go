@@ -96,8 +96,11 @@ func newWorld(t testing.TB, cfg Config) *world {
 	return w
 }
 
-// newRealWorld runs over TCP.
+// newRealWorld runs over TCP, where a loaded machine may be silent for a while.
 func newRealWorld(t testing.TB, cfg Config) *world {
+	if cfg.HeartbeatInterval < 500*time.Millisecond {
+		cfg.HeartbeatInterval = 500 * time.Millisecond
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

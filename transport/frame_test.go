@@ -57,11 +57,11 @@ func TestFrameRoundTrip(t *testing.T) {
 // Every single bit flip and every truncation is noticed, and told apart.
 func TestFrameDamage(t *testing.T) {
 	good := encodeFrame(frame{offset: 4096, durable: 8192, payload: []byte("some bytes of a log")})
+	more := make([]byte, 2*MaxFrame) // follows, as on a live stream: a longer length must not hang
 	for i := range len(good) * 8 {
 		bad := bytes.Clone(good)
 		bad[i/8] ^= 1 << (i % 8)
-		// More bytes follow, as on a live stream: a longer length must not hang.
-		fr := &frameReader{r: io.MultiReader(bytes.NewReader(bad), bytes.NewReader(make([]byte, 2*MaxFrame)))}
+		fr := &frameReader{r: io.MultiReader(bytes.NewReader(bad), bytes.NewReader(more))}
 		if f, err := fr.next(); !errors.Is(err, ErrCorrupt) {
 			t.Fatalf("bit %d flipped: %v %+v, want ErrCorrupt", i, err, f)
 		}

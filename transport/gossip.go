@@ -91,7 +91,7 @@ type Gossip struct {
 	leave, closeOnce sync.Once
 	leaveErr         error
 	mu               sync.Mutex
-	members          map[string]bool
+	members          map[string]member
 }
 
 func (c *GossipConfig) validate() error {
@@ -130,7 +130,7 @@ func NewGossip(cfg GossipConfig) (*Gossip, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	g := &Gossip{cfg: cfg, log: cfg.Log, dirty: make(chan struct{}, 1), members: map[string]bool{}}
+	g := &Gossip{cfg: cfg, log: cfg.Log, dirty: make(chan struct{}, 1), members: map[string]member{}}
 	quiet := newQuietLog(cfg.Log, time.Minute)
 	advertise, err := cfg.advertise()
 	if err != nil {
@@ -142,7 +142,7 @@ func NewGossip(cfg GossipConfig) (*Gossip, error) {
 	}
 	g.mail = newMailbox(cfg.OnMember, cfg.OnHint)
 	g.hints = &hintTable{
-		me: hashNode(cfg.Node), own: cfg.Hint, news: g.mail.hint, quiet: quiet,
+		me: hashNode(cfg.Node), own: cfg.Hint, news: g.mail.hint, quiet: quiet, now: time.Now,
 		names: map[nodeHash]string{}, known: map[nodeHash]wireHint{},
 	}
 	mc := g.memberlistConfig(quiet)
@@ -201,9 +201,8 @@ func (g *Gossip) memberlistConfig(quiet *quietLog) *memberlist.Config {
 	mc.DeadNodeReclaimTime = mc.GossipToTheDeadTime
 	mc.Transport = g.net
 	mc.Delegate = g.hints
-	mc.Events = g
-	mc.Alive = g
-	mc.Conflict = g
+	events := gossipEvents{g}
+	mc.Events, mc.Alive, mc.Conflict = events, events, events
 	mc.Logger = log.New(&gossipLog{g.log, quiet}, "", 0)
 	return mc
 }
@@ -212,8 +211,8 @@ func (g *Gossip) count() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	n := 1
-	for _, alive := range g.members {
-		if alive {
+	for _, m := range g.members {
+		if m.alive {
 			n++
 		}
 	}
@@ -223,13 +222,14 @@ func (g *Gossip) count() int {
 // Addr is the address that peers use.
 func (g *Gossip) Addr() string { return g.net.advertise.String() }
 
-// Alive tells for every other node that was ever met whether it seems alive.
+// Alive tells for every other node that was met (of departed ones only the latest
+// thousand or so) whether it seems alive.
 func (g *Gossip) Alive() map[string]bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	out := make(map[string]bool, len(g.members))
-	for name, alive := range g.members {
-		out[name] = alive
+	for name, m := range g.members {
+		out[name] = m.alive
 	}
 	return out
 }
@@ -274,8 +274,9 @@ func (g *Gossip) Leave(timeout time.Duration) error {
 	return g.leaveErr
 }
 
-// Close stops gossiping; the others notice in their own time. No callback runs
-// any more when it returns.
+// Close stops gossiping; the others notice in their own time. When it returns no
+// callback runs any more and all sockets are closed; a probe of memberlist's that
+// is waiting for its answer ends within the probe interval.
 func (g *Gossip) Close() error {
 	g.closeOnce.Do(func() {
 		g.leave.Do(func() { g.leaveErr = ErrClosed }) // waits for a Leave, forbids later ones
@@ -286,31 +287,51 @@ func (g *Gossip) Close() error {
 	return nil
 }
 
-// NotifyJoin, NotifyLeave and NotifyUpdate are memberlist's events.
-func (g *Gossip) NotifyJoin(n *memberlist.Node)  { g.member(n.Name, true) }
-func (g *Gossip) NotifyLeave(n *memberlist.Node) { g.member(n.Name, false) }
+// gossipEvents are memberlist's callbacks; they must not block.
+type gossipEvents struct{ g *Gossip }
 
-// NotifyUpdate is a change of address or version.
-func (g *Gossip) NotifyUpdate(*memberlist.Node) {}
+func (e gossipEvents) NotifyJoin(n *memberlist.Node)   { e.g.member(n, true) }
+func (e gossipEvents) NotifyLeave(n *memberlist.Node)  { e.g.member(n, false) }
+func (e gossipEvents) NotifyUpdate(n *memberlist.Node) { e.g.member(n, true) }
 
 // NotifyAlive refuses members whose names nobody else would accept.
-func (g *Gossip) NotifyAlive(n *memberlist.Node) error { return checkName("node name", n.Name) }
+func (e gossipEvents) NotifyAlive(n *memberlist.Node) error { return checkName("node name", n.Name) }
 
 // NotifyConflict is called when a name appears at two addresses.
-func (g *Gossip) NotifyConflict(old, other *memberlist.Node) {
-	g.hints.quiet.warn("conflict", "two addresses claim to be the same node; the first one is believed while it answers",
+func (e gossipEvents) NotifyConflict(old, other *memberlist.Node) {
+	e.g.hints.quiet.warn("conflict", "two addresses claim to be the same node; the first one is believed while it answers",
 		"node", old.Name, "addr", old.Address(), "other", other.Address())
 }
 
-func (g *Gossip) member(name string, alive bool) {
-	if name == g.cfg.Node {
+// maxDead bounds how many departed nodes are remembered.
+const maxDead = 1024
+
+// member is what is known of another node. memberlist's own list must not be
+// read: it changes under the reader.
+type member struct {
+	alive bool
+	addr  string
+}
+
+func (g *Gossip) member(n *memberlist.Node, alive bool) {
+	if n.Name == g.cfg.Node {
 		return
 	}
 	g.mu.Lock()
-	g.members[name] = alive
+	news := g.members[n.Name].alive != alive
+	g.members[n.Name] = member{alive, n.Address()}
+	if len(g.members) > maxDead {
+		for name, m := range g.members {
+			if !m.alive {
+				delete(g.members, name)
+			}
+		}
+	}
 	g.mu.Unlock()
-	g.hints.member(name, alive)
-	g.mail.member(name, alive)
+	if news {
+		g.hints.member(n.Name, alive)
+		g.mail.member(n.Name, alive)
+	}
 }
 
 // gossipLog takes memberlist's log lines. They are for debugging, except those
@@ -325,8 +346,10 @@ func (w *gossipLog) Write(p []byte) (int, error) {
 	line = strings.TrimPrefix(line, "[ERR] ")
 	line = strings.TrimPrefix(line, "[WARN] ")
 	switch {
-	case strings.Contains(line, "No installed keys could decrypt"), strings.Contains(line, "Encryption is configured but"), strings.Contains(line, "Decrypt packet failed"):
+	case strings.Contains(line, "installed keys could decrypt"):
 		w.quiet.warn("gossip-secret", "gossip refused: a node there "+ErrSecret.Error(), "detail", line)
+	case strings.Contains(line, `unacceptable label ""`):
+		w.quiet.warn("gossip-garbage", "gossip refused: it is not from a node of any cluster", "detail", line)
 	case strings.Contains(line, "unacceptable label"):
 		w.quiet.warn("gossip-label", "gossip refused: it is from another cluster (its uuid differs)", "detail", line)
 	case strings.Contains(line, "UDP probes failed"):

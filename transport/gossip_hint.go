@@ -100,6 +100,7 @@ type hintTable struct {
 	quiet *quietLog
 
 	mu    sync.Mutex
+	now   func() time.Time
 	names map[nodeHash]string // live members, without this node
 	known map[nodeHash]wireHint
 	stamp uint64
@@ -125,7 +126,7 @@ func (t *hintTable) publish() {
 	t.mu.Lock()
 	// The clock only makes it likely that a restarted node is ahead of its past;
 	// accept makes it certain.
-	t.stamp = max(t.stamp+1, uint64(time.Now().UnixNano()))
+	t.stamp = max(t.stamp+1, uint64(t.now().UnixNano()))
 	w := wireHint{t.me, t.stamp, h}
 	t.known[t.me] = w
 	t.mu.Unlock()

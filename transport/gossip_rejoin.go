@@ -114,12 +114,13 @@ func (g *Gossip) absent() map[string]bool {
 	if g.cfg.Peers == nil {
 		return todo
 	}
-	names, addrs := map[string]bool{}, map[string]bool{g.Addr(): true}
-	for _, m := range g.ml.Members() {
-		names[m.Name] = true
-		addrs[m.Address()] = true
+	names, addrs := map[string]bool{g.cfg.Node: true}, map[string]bool{g.Addr(): true}
+	g.mu.Lock()
+	for name, m := range g.members {
+		names[name] = m.alive
+		addrs[m.addr] = addrs[m.addr] || m.alive
 	}
-	names[g.cfg.Node] = true // also after Leave
+	g.mu.Unlock()
 	for _, p := range g.cfg.Peers() {
 		name, addr, named := strings.Cut(p, "/")
 		if !named {

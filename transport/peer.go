@@ -41,6 +41,7 @@ type Peer struct {
 	// One pool for each class, so that they never share a TCP connection; streams
 	// take a connection each and give it up when they end.
 	pools   [numClasses]*http.Transport
+	dials   chan struct{} // a token for each connection being made
 	streams *http.Transport
 }
 
@@ -57,6 +58,7 @@ func NewPeer(id *Identity, name, addr string, cfg Config) *Peer {
 	for i := range p.pools {
 		p.pools[i] = p.pool(Class(i))
 	}
+	p.dials = make(chan struct{}, maxDials)
 	p.streams = p.pool(ClassLog)
 	p.streams.DisableKeepAlives = true
 	return p
@@ -83,6 +85,16 @@ func (p *Peer) pool(class Class) *http.Transport {
 func (p *Peer) dial(ctx context.Context, class Class) (net.Conn, error) {
 	ctx, cancel := p.bind(ctx)
 	defer cancel()
+	turn := time.NewTimer(p.cfg.RequestTimeout)
+	defer turn.Stop()
+	select {
+	case p.dials <- struct{}{}:
+		defer func() { <-p.dials }()
+	case <-turn.C:
+		return nil, fmt.Errorf("%w: %d other connections are waiting for it", ErrTimeout, maxDials)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 	tctx, stop := context.WithTimeout(ctx, p.cfg.DialTimeout)
 	defer stop()
 	dial := p.cfg.Dial
@@ -102,6 +114,7 @@ func (p *Peer) dial(ctx context.Context, class Class) (net.Conn, error) {
 	g := newGuard(raw, p.cfg.RequestTimeout, p.cfg.WriteTimeout)
 	hctx, stop := context.WithTimeout(ctx, p.cfg.HandshakeTimeout)
 	defer stop()
+	g.in.on = true
 	tc := tls.Client(g, p.tls)
 	if err := tc.HandshakeContext(hctx); err != nil {
 		raw.Close()

@@ -140,7 +140,7 @@ func (s *Server) Serve(l net.Listener) error {
 func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true
-	s.cancel(ErrClosed)
+	s.cancel(ErrClosing)
 	for g := range s.gates {
 		g.Close()
 	}
@@ -172,6 +172,7 @@ type call struct {
 	ctx   context.Context
 	peer  string
 	class Class
+	conn  *guardConn
 	limit *bucket
 }
 
@@ -205,6 +206,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, class Class, boun
 	s.mu.Unlock()
 	defer s.work.Done()
 	c := &call{s: s, w: w, r: r, ctx: r.Context(), peer: PeerName(r.TLS), class: class}
+	// Only the gate hands connections to net/http, so this cannot be missing.
+	c.conn = r.Context().Value(connKey{}).(*guardConn)
 	defer func() {
 		if p := recover(); p != nil && p != http.ErrAbortHandler {
 			s.log.Error("request handler failed", "peer", c.peer, "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
@@ -213,9 +216,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, class Class, boun
 			panic(p)
 		}
 	}()
-	if g, ok := r.Context().Value(connKey{}).(*guardConn); ok && g != nil && g.class != class {
-		g.class = class
-		if err := s.cfg.mark(g.Conn, class); err != nil {
+	if c.conn.class != class {
+		c.conn.class = class
+		if err := s.cfg.mark(c.conn.Conn, class); err != nil {
 			s.quiet.warn("sockopt", "socket settings refused by the kernel", "err", err)
 		}
 	}

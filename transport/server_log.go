@@ -76,6 +76,7 @@ type frameWriter struct {
 	c       *call
 	ctx     context.Context
 	rc      *http.ResponseController
+	conn    *guardConn
 	started bool
 	beatAt  frame // what a heartbeat says
 	piece   int
@@ -83,7 +84,7 @@ type frameWriter struct {
 }
 
 func (c *call) frames(ctx context.Context) *frameWriter {
-	return &frameWriter{c: c, ctx: ctx, rc: http.NewResponseController(c.w), piece: 64 << 10}
+	return &frameWriter{c: c, ctx: ctx, rc: http.NewResponseController(c.w), conn: c.conn, piece: 64 << 10}
 }
 
 func (fw *frameWriter) start() {
@@ -102,10 +103,15 @@ func (fw *frameWriter) start() {
 // raw sends a header and payload that lie together in b.
 func (fw *frameWriter) raw(b []byte) error {
 	fw.start()
-	if _, err := fw.c.w.Write(b); err != nil {
-		return &sentError{err}
+	fw.conn.cork()
+	_, err := fw.c.w.Write(b)
+	if err == nil {
+		err = fw.rc.Flush()
 	}
-	if err := fw.rc.Flush(); err != nil {
+	if uerr := fw.conn.uncork(); err == nil {
+		err = uerr
+	}
+	if err != nil {
 		return &sentError{err}
 	}
 	return nil

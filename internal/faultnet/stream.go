@@ -136,12 +136,7 @@ func (h *half) write(p []byte) (n int, err error, reset bool) {
 		m, broken := h.path.pass(piece, l)
 		n += m
 		if m > 0 && !l.Silent {
-			due := h.path.due(m, l)
-			if k := len(h.queue); k > 0 && due.Before(h.queue[k-1].due) {
-				due = h.queue[k-1].due // a stream stays in order
-			}
-			h.queue = append(h.queue, segment{piece[:m], due})
-			h.size += m
+			h.push(piece[:m], l)
 			close(h.wake)
 			h.wake = make(chan struct{})
 		}
@@ -150,6 +145,25 @@ func (h *half) write(p []byte) (n int, err error, reset bool) {
 		}
 	}
 	return n, nil, false
+}
+
+// mss is the largest part of a stream that arrives at once on a slow line.
+const mss = 1460
+
+func (h *half) push(p []byte, l Link) {
+	h.size += len(p)
+	for len(p) > 0 {
+		n := len(p)
+		if l.Rate > 0 {
+			n = min(n, mss)
+		}
+		due := h.path.due(n, l)
+		if k := len(h.queue); k > 0 && due.Before(h.queue[k-1].due) {
+			due = h.queue[k-1].due // a stream stays in order
+		}
+		h.queue = append(h.queue, segment{p[:n], due})
+		p = p[n:]
+	}
 }
 
 // conn is one end of a stream in memory.
