@@ -40,7 +40,7 @@ func TestFailure(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "d")
 	var out bytes.Buffer
 	err := Run(t.Context(), Options{Dir: dir, Size: 2 * imageSize, Exe: "/bin/false"}, &out)
-	if err == nil || !strings.Contains(err.Error(), "marsd of beta has ended") {
+	if err == nil || !strings.Contains(err.Error(), "has ended while waiting") {
 		t.Errorf("error %v", err)
 	}
 	for _, want := range []string{"FAILED", "create-cluster"} {
