@@ -351,16 +351,18 @@ func (c *call) resource() (string, error) {
 
 // reply sends one JSON object.
 func (c *call) reply(v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
 		return err
 	}
-	if err := c.limit.wait(c.ctx, len(b), 0, nil); err != nil {
+	if err := c.limit.wait(c.ctx, b.Len(), 0, nil); err != nil {
 		return err
 	}
 	c.w.Header().Set("Content-Type", "application/json")
-	c.w.Header().Set("Content-Length", strconv.Itoa(len(b)+1))
-	if _, err := io.Copy(c.w, bytes.NewReader(append(b, '\n'))); err != nil {
+	c.w.Header().Set("Content-Length", strconv.Itoa(b.Len()))
+	if _, err := c.w.Write(b.Bytes()); err != nil {
 		return &sentError{err}
 	}
 	return nil
