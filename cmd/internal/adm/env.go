@@ -42,7 +42,9 @@ type Env struct {
 	// DiskSize opens a backing disk, exclusively if told so, reports its size and
 	// closes it.
 	DiskSize func(path string, exclusive bool) (int64, error)
-	Mounts   func() []macro.Mount
+	// DiskPresent reports whether a path is a usable backing disk.
+	DiskPresent func(path string) bool
+	Mounts      func() []macro.Mount
 	// SyncAll flushes all filesystems (after detach).
 	SyncAll func()
 	// Terminal: the error output is one, so that progress may be shown on it.
@@ -75,6 +77,9 @@ func (e Env) withDefaults() Env {
 	}
 	if e.DiskSize == nil {
 		e.DiskSize = diskSize
+	}
+	if e.DiskPresent == nil {
+		e.DiskPresent = diskPresent
 	}
 	if e.Mounts == nil {
 		e.Mounts = kernelMounts

@@ -156,7 +156,7 @@ func (s *session) context(res string) *macro.Context {
 		Now: s.tree.Clock().Now(), Real: real,
 		Window: s.opt.window, Stuck: s.opt.stuck, Timeout: s.opt.timeout, Threshold: s.opt.threshold,
 		Logs:        func(res string) []logfile.Info { return s.logs(symlinktree.Resource(res)) },
-		DiskPresent: diskPresent,
+		DiskPresent: s.env.DiskPresent,
 		Mounts:      s.env.Mounts,
 		Warn:        func(line string) { s.warn("%s", line) },
 	}

@@ -149,9 +149,13 @@ func (c *Context) consistent(host string, strict bool) bool {
 			return false
 		}
 	}
-	pos, err := symlinktree.ParseReplay(c.val(c.r().SyncPosPath(host)))
-	if err != nil {
+	text, ok := c.Tree.Get(c.r().SyncPosPath(host))
+	if !ok {
 		return true
+	}
+	pos, err := symlinktree.ParseReplay(text)
+	if err != nil {
+		return false
 	}
 	pos.Min, pos.Len = pos.End(), 0
 	return symlinktree.CompareReplay(rep, pos) >= 0

@@ -91,16 +91,17 @@ func versionOf(t Tree, r symlinktree.Resource, n int, host string) (symlinktree.
 	return ver, err == nil
 }
 
-// back steps to the end of the log before p as host's own chain tells it.
+// back steps to the end of the log before p as host's own chain tells it. A link
+// that does not lead to a lower number is malformed and counts as missing.
 func back(t Tree, r symlinktree.Resource, host string, p position) (position, bool) {
 	to := position{depth: p.depth + 1, walked: p.walked + p.pos}
 	if ver, ok := versionOf(t, r, p.seq, host); ok {
-		if prev, ok := ver.Predecessor(); ok {
+		if prev, ok := ver.Predecessor(); ok && prev.Seq < p.seq {
 			to.seq, to.origin, to.pos, to.digest = prev.Seq, prev.Origin, prev.Pos, prev.Digest
 			return to, true
 		}
 	}
-	if ver, ok := versionOf(t, r, p.seq-1, host); ok {
+	if ver, ok := versionOf(t, r, p.seq-1, host); ok && ver.Seq < p.seq {
 		to.seq, to.origin, to.pos, to.digest = ver.Seq, ver.Origin, ver.Pos, ver.Digest
 		return to, true
 	}
