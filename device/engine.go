@@ -93,6 +93,7 @@ func OpenEngine(ctx context.Context, cfg EngineConfig, from logfile.Position, di
 	e.sync.kick = make(chan struct{}, 1)
 	e.wb.kick = make(chan struct{}, 1)
 	e.wb.announced = e.dirtyEnd
+	e.guard.broken = cfg.knobs.skipGuard
 	for _, loop := range []func(){e.syncLoop, e.replayLoop, e.writebackLoop} {
 		e.wg.Go(loop)
 	}

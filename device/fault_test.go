@@ -377,8 +377,10 @@ func TestRecoverSeries(t *testing.T) {
 	const size = 128 << 10
 	names, data, final := logsOf(t, 11, size, 90, 2)
 	w := newWorld(t, 11, size, nil, nil)
-	w.feed(names[0], 0, data[0])
 	w.feed(names[2], 0, data[2])
+	wantErr(t, w.e.StartLogging(name(4, "a")), ErrState, "recover first")
+	w.feed(names[0], 0, data[0])
+	wantErr(t, w.e.StartLogging(name(4, "a")), ErrState, "recover first")
 	_, _, err := w.e.Recover(context.Background(), false)
 	wantErr(t, err, nil, "a log is missing between")
 	w.feed(name(2, "x"), 0, data[1])

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"mars/logfile"
 )
@@ -15,9 +16,12 @@ const (
 	syncChunk   = 1 << 20        // compared first
 	syncFine    = 64 << 10       // compared inside a chunk that differs, and copied
 	syncWindow  = 16 << 20       // digests asked for at a time
-	syncStep    = 4 * syncWindow // flushed and reported at a time
+	syncStep    = 4 * syncWindow // flushed and reported at a time, at most
+	syncMinStep = 4 << 20        // ... and at least
 	syncPatient = 3              // times that replay may spoil a copy before it has to wait
 	syncFlushes = 5              // times that a step is repeated after a failed flush
+
+	syncStepTime = 200 * time.Millisecond // what a step should take
 )
 
 // Sync makes [from, size) of the disk equal to the source by comparing digests and
@@ -32,13 +36,22 @@ func (e *Engine) Sync(ctx context.Context, src SyncSource, from, size int64, pro
 		return end, fmt.Errorf("sync resource %s: %w: range %d..%d, the device ends at %d", e.cfg.Resource, syscall.EINVAL, from, size, e.Size())
 	}
 	s := &syncRun{e: e, src: src}
+	step := int64(syncMinStep)
 	for off := from; off < size; {
-		step := min(syncStep, size-off)
-		if err := s.step(ctx, off, step); err != nil {
+		n, begin := min(step, size-off), time.Now()
+		if err := s.step(ctx, off, n); err != nil {
 			return s.end, fmt.Errorf("sync resource %s at %d: %w", e.cfg.Resource, off, err)
 		}
-		off += step
+		off += n
 		progress(off, s.same.Load(), s.different.Load())
+		// Large steps flush rarely; on a slow link they would hide the progress, and
+		// an interruption would cost minutes.
+		switch took := time.Since(begin); {
+		case took < syncStepTime/2:
+			step = min(2*step, syncStep)
+		case took > 2*syncStepTime:
+			step = max(step/2, syncMinStep)
+		}
 	}
 	if from == size { // nothing to copy, but the position is wanted
 		var p [512]byte

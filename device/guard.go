@@ -17,6 +17,7 @@ import (
 // written back after it.
 type rangeGuard struct {
 	active  atomic.Int32 // flights
+	broken  bool         // negative control: marks are ignored
 	mu      sync.Mutex
 	freed   sync.Cond
 	flights []*flight
@@ -101,6 +102,7 @@ func (f *flight) write() bool {
 	g := f.g
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	f.touched = f.touched && !g.broken
 	for !f.touched && g.writingTo(f.span) {
 		if g.freed.L == nil {
 			g.freed.L = &g.mu

@@ -39,6 +39,13 @@ func (e *Engine) StartLogging(name logfile.Name) error {
 	if err != nil && !errors.Is(err, errNotExist) {
 		return err
 	}
+	later, err := e.laterBytes(cur.Log)
+	if err != nil {
+		return err
+	}
+	if later {
+		return e.stateErr(op, fmt.Sprintf("there are own logs with data after %v; recover first", cur))
+	}
 	if size > cur.Offset {
 		return e.stateErr(op, fmt.Sprintf("%v has %d bytes, applied are %d; recover first", cur.Log, size, cur.Offset))
 	}

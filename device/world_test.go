@@ -336,3 +336,12 @@ func wantErr(t testing.TB, err, target error, text string) {
 		t.Fatalf("got error %v, want %v with %q", err, target, text)
 	}
 }
+
+func list(t testing.TB, w *world) (names []logfile.Name) {
+	all, err := w.chain.List()
+	must(t, err)
+	for _, f := range all {
+		names = append(names, f.Name)
+	}
+	return names
+}

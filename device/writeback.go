@@ -21,7 +21,7 @@ type writeback struct {
 	kick   chan struct{}
 	forced atomic.Int32 // somebody waits for a clean disk
 	full   atomic.Bool  // a writer waits for room
-	cycle  sync.Mutex   // held during a cycle
+	cycle  sync.Mutex   // held while a layer is chosen and written
 
 	announced int64 // end of the zone that the journal knows for the log of applied; guarded by cycle
 }
@@ -53,8 +53,8 @@ func (e *Engine) writebackLoop() {
 	defer timer.Stop()
 	backoff := e.cfg.RetryMin
 	for e.ctx.Err() == nil {
-		l, due := e.nextLayer()
-		if l == nil {
+		did, ok, due := e.runCycle()
+		if !did {
 			if due > 0 {
 				timer.Reset(due)
 			} else {
@@ -67,7 +67,7 @@ func (e *Engine) writebackLoop() {
 			}
 			continue
 		}
-		if e.runCycle(l) {
+		if ok {
 			backoff = e.cfg.RetryMin
 			continue
 		}
@@ -99,13 +99,18 @@ func (e *Engine) nextLayer() (l *layer, due time.Duration) {
 	return l, 0
 }
 
-// runCycle carries the oldest layer to the disk and reports success.
-func (e *Engine) runCycle(l *layer) bool {
+// runCycle carries the oldest layer to the disk if it is time, and reports success;
+// if it is not, due says when it will be.
+func (e *Engine) runCycle() (did, ok bool, due time.Duration) {
 	e.wb.cycle.Lock()
 	defer e.wb.cycle.Unlock()
+	l, due := e.nextLayer()
+	if l == nil {
+		return false, false, due
+	}
 	journal, err := e.writeLayer(l)
 	if e.ctx.Err() != nil {
-		return false
+		return true, false, 0
 	}
 	e.mu.Lock()
 	was := e.diskErr != nil || e.jourErr != nil
@@ -136,7 +141,7 @@ func (e *Engine) runCycle(l *layer) bool {
 		e.event(EventCheckpoint, pos, nil)
 	}
 	e.notify()
-	return err == nil
+	return true, err == nil, 0
 }
 
 // writeLayer is one cycle; the order of its steps is what P3, P4 and P6 rest on.
@@ -332,4 +337,5 @@ type knobs struct {
 	skipDirty       bool // the dirty zone is not announced
 	checkpointFirst bool // the position moves before the data is on the disk
 	skipFlush       bool // the position moves before the disk is flushed
+	skipGuard       bool // full sync does not care whether replay overtook it
 }
