@@ -3,11 +3,14 @@ package transport
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -169,7 +172,7 @@ func TestNodeKeyFile(t *testing.T) {
 
 // connectAs tries a hello with other credentials or for another name, and
 // returns the error and what the server logged.
-func connectAs(t *testing.T, secret Secret, me, want string) (error, []string) {
+func connectAs(t *testing.T, secret Secret, me, want string) ([]string, error) {
 	t.Helper()
 	var lines logText
 	cfg := testConfig()
@@ -181,7 +184,7 @@ func connectAs(t *testing.T, secret Secret, me, want string) (error, []string) {
 	if err != nil {
 		testutil.WaitFor(t, 5*time.Second, "a line in the server's log", func() bool { return len(lines.all()) > 0 })
 	}
-	return err, lines.all()
+	return lines.all(), err
 }
 
 func TestWhoIsAdmitted(t *testing.T) {
@@ -215,7 +218,7 @@ func TestWhoIsAdmitted(t *testing.T) {
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			err, lines := connectAs(t, c.secret, c.me, c.want)
+			lines, err := connectAs(t, c.secret, c.me, c.want)
 			if !errors.Is(err, c.is) || (err == nil) != (c.is == nil) {
 				t.Fatalf("%v, want %v", err, c.is)
 			}
@@ -274,6 +277,49 @@ func TestServerRefusesLate(t *testing.T) {
 	p.tls.VerifyConnection = nil
 	if err := p.Nudge(context.Background()); !errors.Is(err, ErrSecret) {
 		t.Errorf("%v, want ErrSecret", err)
+	}
+}
+
+// Any TLS client with the exported files gets in, as docs/WIRE-PROTOCOL.md says
+// of curl: the certificates satisfy the standard checks too.
+func TestExportedFiles(t *testing.T) {
+	dir := t.TempDir()
+	id, err := NewIdentity(testSecret(1), "hostb", filepath.Join(dir, "node.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := id.WritePEM(dir); err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "node.pem"), filepath.Join(dir, "node.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := os.ReadFile(filepath.Join(dir, "ca.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(ca)
+	w := newRealWorld(t, testConfig())
+	for name, ok := range map[string]bool{"hosta": true, "hostx": false} {
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{
+			RootCAs: pool, Certificates: []tls.Certificate{pair}, ServerName: name,
+		}}}
+		resp, err := client.Get("https://" + w.peer.Addr() + "/v1/")
+		if (err == nil) != ok {
+			t.Errorf("as %s: %v", name, err)
+		}
+		if err == nil {
+			var who struct {
+				Node string `json:"node"`
+				You  string `json:"you_are"`
+			}
+			if err := json.NewDecoder(resp.Body).Decode(&who); err != nil || who.Node != "hosta" || who.You != "hostb" {
+				t.Errorf("answer %+v, %v", who, err)
+			}
+			resp.Body.Close()
+		}
 	}
 }
 

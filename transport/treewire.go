@@ -154,7 +154,6 @@ func treeLines(entries []TreeEntry, oldEpoch, oldSeq, epoch, seq uint64) []treeL
 type lineReader struct {
 	br      *bufio.Reader
 	refused func(error)
-	entries []TreeEntry
 }
 
 func newLineReader(r io.Reader, refused func(error)) *lineReader {
