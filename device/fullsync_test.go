@@ -170,7 +170,14 @@ func syncRace(t testing.TB, seed uint64, tune func(*EngineConfig)) error {
 		}
 		end := src.e.Status().IngestEnd
 		if r.IntN(2) == 0 {
+			held := 0
 			testutil.WaitFor(t, 20*time.Second, "overtaking write on the disk", func() bool {
+				// The copy may have lost its patience: then replay stands still for it.
+				if !w.e.replay.busy.TryLock() {
+					held++
+					return held > 10
+				}
+				w.e.replay.busy.Unlock()
 				applied, _ := w.e.position()
 				return applied == end || w.e.idx.end() == end && r.IntN(3) == 0
 			})
