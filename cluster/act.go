@@ -27,20 +27,22 @@ func (w *worker) act(a Action) {
 		w.begin(a.String(), func(context.Context) (func(), error) { return nil, w.nextLog(a.Log) })
 	case Lead:
 		w.begin(a.String(), func(context.Context) (func(), error) {
-			return func() { w.recovered = true }, w.lead(a.Log)
+			if err := w.lead(a.Log); err != nil {
+				return nil, err
+			}
+			return w.setRecovered, nil
 		})
 	case Yield:
 		x := w.export
-		w.begin("yield", func(ctx context.Context) (func(), error) {
-			return func() { w.export = nil }, w.yield(ctx, x)
-		})
+		w.begin("yield", func(ctx context.Context) (func(), error) { return w.yield(ctx, x) })
 	case Rotate:
 		w.begin(a.String(), func(context.Context) (func(), error) { return nil, w.rotate(a.Log) })
 	case Refetch:
-		w.refetches.add(a.Log, a.At)
-		w.begin(a.String(), func(ctx context.Context) (func(), error) { return nil, w.refetch(ctx, a) })
+		w.begin(a.String(), func(ctx context.Context) (func(), error) {
+			return func() { w.refetches.add(a.Log, a.At) }, w.refetch(ctx, a)
+		})
 	case Resize:
-		w.resize(a.Size)
+		w.begin(a.String(), func(context.Context) (func(), error) { return w.resize(a.Size), nil })
 	case Export:
 		w.openExport()
 	case Fetch:
@@ -83,6 +85,7 @@ func (w *worker) attach(ctx context.Context) (func(), error) {
 	return func() {
 		old, _ := w.shared.get()
 		w.disk, w.recovered = disk, false
+		w.recoveredOwn.Store(false)
 		w.shared.set(chain, eng)
 		if old != nil {
 			old.Close()
@@ -102,7 +105,9 @@ func (w *worker) detach(ctx context.Context) (func(), error) {
 	eng := w.engine()
 	var err error
 	if _, member := w.n.tree.Get(w.r.DataPath(w.n.cfg.Node)); member {
+		ctx, cancel := context.WithTimeout(ctx, diskPatience)
 		err = eng.SetReplay(ctx, false)
+		cancel()
 	}
 	if x := w.export; x != nil {
 		err = errors.Join(err, closeExport(x))
@@ -143,8 +148,17 @@ func (w *worker) recoverLog(ctx context.Context, a Recover) (func(), error) {
 			return nil, err
 		}
 	}
-	return func() { w.recovered = true }, w.n.tree.SyncDir(w.r.Dir())
+	return w.setRecovered, w.n.tree.SyncDir(w.r.Dir())
 }
+
+func (w *worker) setRecovered() {
+	w.recovered = true
+	w.recoveredOwn.Store(true)
+}
+
+// diskPatience is how long a role change waits for a disk that is slow or broken.
+// Its log has everything; the change must not hang on it.
+const diskPatience = 20 * time.Second
 
 // ownLogs are this node's logs from the replay position on, ascending.
 func (w *worker) ownLogs() []logfile.Name {
@@ -203,7 +217,9 @@ func (w *worker) nextLog(next logfile.Name) error {
 func (w *worker) lead(next logfile.Name) error {
 	chain, eng := w.shared.get()
 	cur := eng.Status().Current
-	if cur != next {
+	// After a failure the old log ends where it became durable, which only the
+	// engine finds; announce then publishes it.
+	if cur != next && eng.Status().Mode != device.Error {
 		size, err := chain.Durable(cur)
 		if err != nil {
 			return err
@@ -252,28 +268,32 @@ func (w *worker) announce(log logfile.Name) error {
 
 // yield ends the primary role. The device vanishes only when the disk has
 // everything: whoever waits for it to go may take the disk then.
-func (w *worker) yield(ctx context.Context, x *device.Export) error {
+// A disk that does not take it is waited for only so long: the log has it.
+func (w *worker) yield(ctx context.Context, x *device.Export) (apply func(), err error) {
 	chain, eng := w.shared.get()
-	if err := eng.WriteBack(ctx); err != nil {
-		return err
+	patient, cancel := context.WithTimeout(ctx, diskPatience)
+	defer cancel()
+	behind := eng.WriteBack(patient)
+	if behind != nil {
+		w.log.Warn("giving the device up although the disk does not have everything yet", keyErr, behind)
 	}
 	if x != nil {
 		if err := closeExport(x); err != nil {
-			return err
+			return nil, err
 		}
+		apply = func() { w.export = nil }
 	}
-	if err := eng.StopLogging(ctx); err != nil {
-		return err
+	last, cancel := context.WithTimeout(ctx, diskPatience)
+	defer cancel()
+	if err := eng.StopLogging(last); err != nil && behind == nil {
+		return apply, err
 	}
 	cur := eng.Status().Current
 	size, err := chain.Durable(cur)
-	if err != nil {
-		return err
+	if err == nil {
+		err = w.publishVersion(cur, size)
 	}
-	if err := w.publishVersion(cur, size); err != nil {
-		return err
-	}
-	return w.n.tree.SyncDir(w.r.Dir())
+	return apply, errors.Join(err, w.n.tree.SyncDir(w.r.Dir()))
 }
 
 // refetch cuts a damaged copy back to its last good record; fetching goes on
@@ -281,23 +301,27 @@ func (w *worker) yield(ctx context.Context, x *device.Export) error {
 func (w *worker) refetch(ctx context.Context, a Refetch) error {
 	chain, eng := w.shared.get()
 	w.log.Warn("fetching a damaged part of a logfile again", keyLog, a.Log.String(), keyPos, a.At)
-	if err := eng.SetReplay(ctx, false); err != nil {
-		return err
+	ctx, cancel := context.WithTimeout(ctx, diskPatience)
+	defer cancel()
+	if err := eng.SetReplay(ctx, false); err != nil && eng.Status().ReplayErr == nil {
+		return err // with a replay error the disk may not be at a border; the new copy gets it there
 	}
 	return chain.Truncate(a.Log, a.At)
 }
 
 // resize fails as long as the disk has not grown; a secondary then syncs the new
 // part.
-func (w *worker) resize(size int64) {
-	if err := w.engine().Resize(size); err != nil {
-		w.resizeRetry.fail(err.Error(), w.kick)
-		w.log.Error("cannot resize", keyErr, err)
-		return
+func (w *worker) resize(size int64) (apply func()) {
+	err := w.engine().Resize(size)
+	return func() {
+		if err != nil {
+			w.resizeRetry.fail(err.Error(), w.kick)
+			w.log.Error("cannot resize", keyErr, err)
+			return
+		}
+		w.resizeRetry.ok()
+		w.log.Info("resized", "size", size)
 	}
-	w.resizeRetry.ok()
-	w.log.Info("resized", "size", size)
-	w.kick()
 }
 
 func (w *worker) openExport() {
@@ -314,10 +338,24 @@ func (w *worker) openExport() {
 
 // publishVersion writes this node's version link of a log whose length here is
 // pos, chained to its own link of the log before (reference symlink-tree 4.8).
+//
+// That one is mended first if it does not say the length that the file has: peers
+// build on it, and a stale one would look like a split brain.
 func (w *worker) publishVersion(log logfile.Name, pos int64) error {
 	prev := ""
 	if log.Seq > 1 {
-		prev, _ = w.n.tree.Get(w.r.VersionPath(log.Seq-1, w.n.cfg.Node))
+		path := w.r.VersionPath(log.Seq-1, w.n.cfg.Node)
+		prev, _ = w.n.tree.Get(path)
+		if before, err := symlinktree.ParseVersion(prev); err == nil {
+			chain, _ := w.shared.get()
+			size, err := chain.Durable(nameOf(before))
+			if err == nil && size != before.Pos {
+				if err := w.publishVersion(nameOf(before), size); err != nil {
+					return err
+				}
+				prev, _ = w.n.tree.Get(path)
+			}
+		}
 	}
 	v := symlinktree.NewVersion(log.Seq, log.Host, pos, prev)
 	return w.n.tree.Set(w.r.VersionPath(log.Seq, w.n.cfg.Node), v.String())

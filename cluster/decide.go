@@ -26,6 +26,8 @@ type decision struct {
 	in    intent
 	chain versions
 	out   []Action
+
+	stopped bool // StopFetch is in out
 }
 
 func (d *decision) do(a Action) { d.out = append(d.out, a) }
@@ -47,10 +49,10 @@ func (d *decision) run() {
 	}
 	if wanted && d.f.Mode != ModeDetached && d.in.size > d.f.Size {
 		if d.f.ResizeFailed == "" {
-			d.do(Resize{d.in.size})
-		} else {
-			d.say(msgResize, "%s", d.f.ResizeFailed)
+			d.move(Resize{d.in.size})
+			return
 		}
+		d.say(msgResize, "%s", d.f.ResizeFailed)
 	}
 	switch {
 	case d.f.Mode == ModeLogging && !designated:
@@ -81,7 +83,8 @@ func (d *decision) move(a Action) {
 }
 
 func (d *decision) stopFetch() {
-	if d.f.Fetch != nil {
+	if d.f.Fetch != nil && !d.stopped {
+		d.stopped = true
 		d.do(StopFetch{})
 	}
 }
@@ -153,6 +156,10 @@ func (d *decision) serve() {
 	}
 	cur := d.f.Current
 	next := logfile.Name{Seq: cur.Seq + 1, Host: d.f.Node}
+	if d.f.LogFailed {
+		d.move(Lead{next}) // what was acknowledged and is not durable is logged again there
+		return
+	}
 	_, asked := d.f.log(next) // marsadm log-rotate asks with an empty file
 	if asked || (d.f.RotateSize > 0 && d.f.LogSize >= d.f.RotateSize) {
 		d.move(Rotate{next})
@@ -182,12 +189,10 @@ func (d *decision) becomePrimary() {
 			d.f.Node, d.r, d.in.pos, d.in.syncPos)
 		return
 	}
-	if !own && d.in.connect {
-		if p := cur.Host; d.otherPrimary(p) {
-			d.say(msgPrimary, "%s waits: %s is still actual primary of %s", d.f.Node, p, d.r)
-			d.catchUp()
-			return
-		}
+	if p := d.otherPrimary(); p != "" && d.in.connect {
+		d.say(msgPrimary, "%s waits: %s is still actual primary of %s", d.f.Node, p, d.r)
+		d.catchUp()
+		return
 	}
 	if !d.caughtUp() {
 		d.catchUp()
@@ -195,6 +200,8 @@ func (d *decision) becomePrimary() {
 			return
 		}
 		// Forced: the readable prefix is all there is.
+	} else if !d.atEndOfHistory() {
+		return
 	}
 	d.stopFetch()
 	if d.f.Mode == ModeReplaying {
@@ -208,10 +215,43 @@ func (d *decision) becomePrimary() {
 	d.move(Lead{next})
 }
 
-// otherPrimary: peer says that it is actual primary, and it is alive to say so.
-func (d *decision) otherPrimary(peer string) bool {
-	v, _ := d.s.Get(d.r.ActualPath(peer, "is-primary"))
-	return peer != d.f.Node && symlinktree.Switch(v) && d.f.Alive[peer]
+// otherPrimary is a member that says that it is actual primary and is alive to say so.
+func (d *decision) otherPrimary() string {
+	for _, m := range d.in.members {
+		if m != d.f.Node && d.f.Alive[m] && d.isPrimary(m) {
+			return m
+		}
+	}
+	return ""
+}
+
+// atEndOfHistory: no log that is known follows the current one. Otherwise it is
+// followed first; only who is forced gives up what is not here.
+func (d *decision) atEndOfHistory() bool {
+	cur := d.f.Current
+	next, state := d.chain.next(cur, d.f.Node, d.f.Ingested)
+	_, here := d.f.log(next)
+	switch state {
+	case nextNone:
+		return true
+	case nextSplit:
+		if d.forced() {
+			return true
+		}
+		d.split()
+	default:
+		if d.forced() && !here {
+			return true
+		}
+		d.catchUp()
+	}
+	return false
+}
+
+func (d *decision) split() {
+	cur := d.f.Current
+	d.say(msgSplitBrain, "%s stops after %s: %s; decide for one side, then marsadm invalidate %s on the other", d.r, cur,
+		d.chain.describe(cur), d.r)
 }
 
 // caughtUp: all of the current log that exists (or, forced, that is here) has
@@ -260,6 +300,11 @@ func (d *decision) replay(on bool) {
 		d.move(Replay{On: true})
 		return
 	}
+	if final := d.chain.final(cur); d.f.Torn && final >= 0 && d.f.size(cur) > final && cur.Host != d.f.Node {
+		d.stopFetch()
+		d.move(Refetch{cur, final}) // its writer cut what it had not finished
+		return
+	}
 	if d.f.Torn && d.chain.final(cur) >= 0 && d.f.size(cur) >= d.chain.final(cur) {
 		d.say(msgReplayStop, "%s ends inside a record at %d although its writer has left it: marsadm invalidate %s gets a new copy", cur, d.f.Ingested, d.r)
 		return
@@ -274,8 +319,7 @@ func (d *decision) replay(on bool) {
 			d.move(Next{next})
 		}
 	case nextSplit:
-		d.say(msgSplitBrain, "%s stops after %s: %s; decide for one side, then marsadm invalidate %s on the other", d.r, cur,
-			d.chain.describe(cur), d.r)
+		d.split()
 	case nextBehind:
 		d.say(msgNotEqual, "%s has %d bytes of %s, its writer says %d", d.f.Node, d.f.Ingested, cur, d.chain.final(cur))
 	}
@@ -357,7 +401,7 @@ const maxPrefetch = 100
 // member whose version link shows that it has more than we have.
 func (d *decision) source(log logfile.Name, have int64) string {
 	usable := func(p string) bool { return p != d.f.Node && d.f.Alive[p] && !d.f.Avoid[p] }
-	if usable(log.Host) {
+	if pos, ok := d.chain.holds(log.Host, log); ok && pos > have && usable(log.Host) {
 		return log.Host
 	}
 	best, most := "", have
@@ -365,6 +409,9 @@ func (d *decision) source(log logfile.Name, have int64) string {
 		if pos, ok := d.chain.holds(m, log); ok && usable(m) && pos > most {
 			best, most = m, pos
 		}
+	}
+	if best == "" && usable(log.Host) {
+		return log.Host // nobody has more now; it will have
 	}
 	return best
 }

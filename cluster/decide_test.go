@@ -206,8 +206,10 @@ func TestDecide(t *testing.T) {
 			func(f *Facts) { f.Torn, f.Ingested, f.Fetch = true, 90, &FetchFact{log(2, "a"), "a", -1} }, "say:err-replay-stop"},
 
 		// damaged copies
+		{"the writer cut what it had not finished", map[string]string{"version-000000002-a": version(2, "a", 0, version(1, "a", 90, ""))},
+			func(f *Facts) { f.Torn, f.Ingested = true, 90 }, "stop-fetch; refetch log-000000001-a at 90"},
 		{"damaged copy is fetched again", nil, func(f *Facts) { f.Damaged, f.DamagedAt = "checksum", 40 },
-			"stop-fetch; say:err-replay-stop; stop-fetch; refetch log-000000001-a at 40"},
+			"stop-fetch; say:err-replay-stop; refetch log-000000001-a at 40"},
 		{"damaged copy, nobody alive", nil, func(f *Facts) { f.Damaged, f.Fetch, f.Alive = "checksum", nil, nil }, "say:err-replay-stop"},
 		{"damaged at the writer too", nil, func(f *Facts) { f.Damaged, f.Refetches, f.Fetch = "checksum", maxRefetches, nil },
 			"say:err-replay-stop; say:wrn-log-refetch"},
@@ -245,9 +247,24 @@ func TestDecide(t *testing.T) {
 			"say:err-primary-inconsistent"},
 		{"not heard of the others yet", map[string]string{"primary": "b"}, func(f *Facts) { f.Heard = false }, "say:inf-primary"},
 
+		{"a known successor is followed first", map[string]string{"primary": "b", "actual-a/is-primary": "0", "version-000000002-a": version(2, "a", 0, v1)},
+			func(f *Facts) {
+				f.Logs = append(f.Logs, LogFact{log(2, "a"), 500})
+				f.Fetch = &FetchFact{log(2, "a"), "a", -1}
+			}, "next log-000000002-a"},
+		{"a known successor is followed first, forced too if it is here", map[string]string{"primary": "b", "todo-b/connect": "0", "version-000000002-a": version(2, "a", 0, v1)},
+			func(f *Facts) { f.Fetch = nil; f.Logs = append(f.Logs, LogFact{log(2, "a"), 500}) }, "next log-000000002-a"},
+		{"a successor that is not here is given up by force", map[string]string{"primary": "b", "todo-b/connect": "0", "version-000000002-a": version(2, "a", 0, v1)},
+			idle, "lead log-000000002-b"},
+		{"own log from a lost start of the role", map[string]string{"primary": "b", "actual-a/is-primary": "0", "version-000000002-b": version(2, "b", 0, v1)},
+			func(f *Facts) { f.Fetch = nil; f.Logs = append(f.Logs, LogFact{log(2, "b"), 500}) }, "next log-000000002-b"},
+
 		// 4.21 restart
 		{"own log after a restart", ownTree, own, "recover up to log-000000002-b,50 force=false"},
 		{"recovered", ownTree, func(f *Facts) { own(f); f.Recovered = true }, "lead log-000000003-b"},
+		{"recovered, but another member took over meanwhile", with("actual-c/is-primary", "1"), func(f *Facts) { own(f); f.Recovered = true }, "say:inf-primary; replay true"},
+		{"recovered, and others went on from our end", with("version-000000003-c", version(3, "c", 0, version(2, "b", 50, v1))),
+			func(f *Facts) { own(f); f.Recovered = true }, "fetch log-000000003-c from c; replay true"},
 		{"own log, role lost meanwhile", with("primary", "a"), own, "recover up to log-000000002-b,50 force=false"},
 		{"own empty log is used", with("replay-b", "log-000000002-b,0,0", "version-000000002-b", version(2, "b", 0, v1)), func(f *Facts) { own(f); f.Logs[1].Size = 0; f.Ingested = 0 }, "lead log-000000002-b"},
 		{"own log announced, never created", with("replay-b", "log-000000002-b,0,0", "version-000000002-b", version(2, "b", 0, v1)), func(f *Facts) { own(f); f.Logs, f.Ingested = f.Logs[:1], 0 }, "lead log-000000002-b"},
@@ -257,6 +274,7 @@ func TestDecide(t *testing.T) {
 		// primary
 		{"device appears", ownTree, func(f *Facts) { leading(f); f.Exported = false }, "export"},
 		{"primary, all well", ownTree, leading, ""},
+		{"a failed log is followed by a new one", ownTree, func(f *Facts) { leading(f); f.LogFailed = true }, "lead log-000000003-b"},
 		{"rotation by size", ownTree, func(f *Facts) { leading(f); f.RotateSize = 50 }, "rotate log-000000003-b"},
 		{"rotation by marsadm", ownTree, func(f *Facts) { leading(f); f.Logs = append(f.Logs, LogFact{log(3, "b"), 0}) }, "rotate log-000000003-b"},
 		{"somebody else's next log is not ours", ownTree, func(f *Facts) { leading(f); f.Logs = append(f.Logs, LogFact{log(3, "a-b"), 0}) }, ""},

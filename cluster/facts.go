@@ -53,6 +53,7 @@ type Facts struct {
 	Current   logfile.Name // log that the engine is in
 	Ingested  int64        // end of the last record of Current that the engine has taken in
 	LogSize   int64        // bytes of the log being written (ModeLogging)
+	LogFailed bool         // ModeLogging: the own log takes no more
 	Torn      bool         // ingestion waits behind an incomplete record
 	Damaged   string       // ingestion stopped at a damaged record: the reason
 	DamagedAt int64

@@ -41,8 +41,10 @@ type Node struct {
 	mu      sync.Mutex
 	workers map[symlinktree.Resource]*worker
 	peers   map[string]*peer
-	wg      sync.WaitGroup
-	cancel  context.CancelCauseFunc
+	// stopping: no worker is started any more.
+	stopping bool
+	wg       sync.WaitGroup
+	cancel   context.CancelCauseFunc
 }
 
 // NewNode checks the configuration. Nothing is opened before Run.
@@ -132,6 +134,7 @@ const shutdownTimeout = 60 * time.Second
 // links), then the rest.
 func (n *Node) shutdown() {
 	n.mu.Lock()
+	n.stopping = true
 	workers := make([]*worker, 0, len(n.workers))
 	for _, w := range n.workers {
 		workers = append(workers, w)
@@ -321,7 +324,7 @@ func (n *Node) refreshWorkers(touched map[symlinktree.Resource]bool) {
 		}
 		w := n.workers[r]
 		if w == nil {
-			if _, ok := s.Get(r.DataPath(n.cfg.Node)); !ok {
+			if _, ok := s.Get(r.DataPath(n.cfg.Node)); !ok || n.stopping {
 				continue
 			}
 			w = newWorker(n, r)

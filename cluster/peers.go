@@ -23,7 +23,7 @@ type peer struct {
 	retry  chan struct{} // nudge: try now
 
 	mu       sync.Mutex
-	asked    bool      // answered or failed at least once
+	asked    bool      // has answered at least once
 	lastNews time.Time // when its time link last changed here; zero = never
 	problem  string    // why there is no connection
 }
@@ -119,17 +119,12 @@ func (p *peer) run(ctx context.Context) {
 
 func (p *peer) failed(err error) {
 	p.mu.Lock()
-	first := !p.asked
-	p.asked = true
 	changed := p.problem != err.Error()
 	p.problem = err.Error()
 	p.mu.Unlock()
 	if changed {
 		p.n.log.Warn("no connection to peer", keyPeer, p.name, keyAddr, p.addr, keyErr, err)
 		p.n.put(connectionMsgPath(p.n, p.name), p.n.message(fmt.Sprintf("connection to '%s' (%s) could not be established: %v", p.name, p.addr, err)))
-	}
-	if first {
-		p.n.kickAll()
 	}
 }
 
@@ -271,8 +266,9 @@ func (n *Node) alive() map[string]bool {
 	return out
 }
 
-// heardAll: every one of the members has answered or was found silent since the
-// start, or the wait for them is over. A node that slept through a failover must
+// heardAll: every one of the members has answered since the start, or the wait for
+// them is over. One refused connection proves nothing: after a power cut of the
+// whole site all nodes boot at about the same time. A node that slept through a failover must
 // not serve its device before it could have learned of it.
 func (n *Node) heardAll(members []string) bool {
 	if time.Since(n.started) > n.cfg.FirstContact {

@@ -190,16 +190,42 @@ func (w *worker) openLog(name logfile.Name) (transport.LogSource, error) {
 	if _, err := chain.Size(name); err != nil {
 		return nil, fmt.Errorf("%s on %s: %w", name, w.n.cfg.Node, err)
 	}
-	return &logSource{chain, name}, nil
+	return &logSource{w, chain, name}, nil
 }
 
+// logSource never shows a byte of an own log that recovery could still cut off (P5):
+// until that has run, only what was published as durable.
 type logSource struct {
+	w     *worker
 	chain *logfile.Chain
 	name  logfile.Name
 }
 
 func (s *logSource) ReadAt(p []byte, off int64) (int, error) { return s.chain.ReadAt(s.name, p, off) }
+
 func (s *logSource) Wait(ctx context.Context, beyond int64) (int64, bool, error) {
+	for s.name.Host == s.w.n.cfg.Node && !s.w.recoveredOwn.Load() {
+		limit := s.published()
+		size, err := s.chain.Durable(s.name)
+		if limit = min(limit, size); err != nil || limit > beyond || beyond < 0 {
+			return limit, false, err
+		}
+		select {
+		case <-ctx.Done():
+			return 0, false, context.Cause(ctx)
+		case <-time.After(s.w.n.cfg.Publish):
+		}
+	}
 	return s.chain.Wait(ctx, s.name, beyond)
 }
+
+// published is the length that this node's version link vouches for.
+func (s *logSource) published() int64 {
+	v, _ := s.w.n.tree.Get(s.w.r.VersionPath(s.name.Seq, s.name.Host))
+	if l, err := symlinktree.ParseVersion(v); err == nil && nameOf(l) == s.name {
+		return l.Pos
+	}
+	return 0
+}
+
 func (s *logSource) Close() error { return nil }

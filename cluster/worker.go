@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"mars/device"
@@ -30,6 +31,10 @@ type worker struct {
 	post  chan func()     // what background jobs want done in the run goroutine
 
 	shared shared // what peers and background jobs look at
+
+	// recoveredOwn is recovered for other goroutines: own logs are served to their
+	// end; before, only as far as they were published.
+	recoveredOwn atomic.Bool
 
 	disk      *device.Disk
 	export    *device.Export
@@ -246,7 +251,7 @@ func (w *worker) facts(s *symlinktree.Snapshot) Facts {
 	if st.IngestEnd.Log != st.Current {
 		f.Ingested = 0
 	}
-	f.LogSize = st.LogEnd
+	f.LogSize, f.LogFailed = st.LogEnd, st.Mode == device.Error
 	switch st.Mode {
 	case device.Replaying:
 		f.Mode = ModeReplaying
@@ -315,7 +320,7 @@ func (w *worker) begin(name string, f func(ctx context.Context) (apply func(), e
 func (w *worker) complete(c completion) {
 	w.busy = ""
 	if c.apply != nil {
-		c.apply()
+		c.apply() // what became true even if the transition failed later on
 	}
 	if c.err != nil {
 		w.backoff.fail(fmt.Sprintf("%s of %s: %v", c.name, w.r, c.err), w.kick)
