@@ -21,7 +21,7 @@ const (
 	syncPatient = 3              // times that replay may spoil a copy before it has to wait
 	syncFlushes = 5              // times that a step is repeated after a failed flush
 
-	syncStepTime = 200 * time.Millisecond // what a step should take
+	syncStepTime = time.Second // what a step should take
 )
 
 // Sync makes [from, size) of the disk equal to the source by comparing digests and
@@ -36,7 +36,7 @@ func (e *Engine) Sync(ctx context.Context, src SyncSource, from, size int64, pro
 		return end, fmt.Errorf("sync resource %s: %w: range %d..%d, the device ends at %d", e.cfg.Resource, syscall.EINVAL, from, size, e.Size())
 	}
 	s := &syncRun{e: e, src: src}
-	step := int64(syncMinStep)
+	step := int64(syncWindow)
 	for off := from; off < size; {
 		n, begin := min(step, size-off), time.Now()
 		if err := s.step(ctx, off, n); err != nil {
