@@ -30,16 +30,20 @@ type Refusal struct {
 	Hint                    string // what to do next
 }
 
-func (e *Refusal) Error() string {
-	var b strings.Builder
-	b.WriteString(e.Command)
-	if e.Resource != "" {
-		b.WriteString(" " + e.Resource)
+func (e *Refusal) Error() string { return e.about() + ": " + e.Reason }
+
+// about is "COMMAND RESOURCE on HOST", as far as known.
+func (e *Refusal) about() string {
+	var words []string
+	for _, w := range []string{e.Command, e.Resource} {
+		if w != "" {
+			words = append(words, w)
+		}
 	}
 	if e.Host != "" {
-		b.WriteString(" on " + e.Host)
+		words = append(words, "on", e.Host)
 	}
-	return strings.TrimSpace(b.String()) + ": " + e.Reason
+	return strings.Join(words, " ")
 }
 
 // refuse makes a Refusal; the command, resource and host are filled in by the
@@ -82,7 +86,8 @@ func named(err error, command, res, host string) error {
 	if err == nil || errors.As(err, &u) || errors.As(err, &t) || errors.Is(err, context.Canceled) {
 		return err
 	}
-	return fmt.Errorf("%s %s on %s: %w", command, res, host, err)
+	about := (&Refusal{Command: command, Resource: res, Host: host}).about()
+	return fmt.Errorf("%s: %w", about, err)
 }
 
 func hintOf(err error) string {

@@ -67,7 +67,7 @@ func logVerify(_ context.Context, s *session, args []string) error {
 	}
 	if res.Err != nil {
 		s.print("%s: damaged: %d good records up to offset %d of %d bytes\n", args[0], res.Records, res.End, size)
-		return refuse("marsd fetches a damaged copy again from its writer", "%v", res.Err)
+		return refuse("", "%v", res.Err)
 	}
 	s.print("%s: sound: %d records, %d bytes\n", args[0], res.Records, res.End)
 	return nil

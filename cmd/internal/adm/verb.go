@@ -170,7 +170,7 @@ func (s *session) start(ctx context.Context, v *verb, args []string) error {
 		return usage("%s: surplus word %q; usage: marsadm %s", s.command, rest[v.max], strings.TrimSpace(s.command+" "+v.args))
 	}
 	if v.noTree {
-		return v.run(ctx, s, rest)
+		return named(v.run(ctx, s, rest), s.command, "", "")
 	}
 	if (v.single || v.newResource) && res == "all" {
 		return usage("%s works on one resource at a time", s.command)

@@ -219,14 +219,15 @@ const (
 )
 
 // judgePeer decides by the peer's time link: before is its value when the wait
-// began at Lamport time start, after its value now.
-func judgePeer(before, after string, start, now symlinktree.Stamp, window time.Duration) peerState {
+// began at Lamport time start, after its value now. A peer that has said goodbye
+// (alive is 0) is not waited for.
+func judgePeer(before, after, alive string, start, now symlinktree.Stamp, window time.Duration) peerState {
 	then, _ := symlinktree.ParseStamp(before)
 	latest, _ := symlinktree.ParseStamp(after)
 	switch {
 	case latest > then && latest > start:
 		return peerAlive
-	case time.Duration(now-latest) > window/2:
+	case alive == "0", time.Duration(now-latest) > window/2:
 		return peerDead
 	}
 	return peerUnknown
@@ -257,7 +258,8 @@ func (s *session) waitCluster(ctx context.Context, res string, code int) (dead [
 		dead = dead[:0]
 		for _, p := range peers {
 			after, _ := t.Get(symlinktree.ActualPath(p, "time"))
-			switch judgePeer(before[p], after, start, s.tree.Clock().Now(), s.opt.window) {
+			alive, _ := t.Get(symlinktree.ActualPath(p, "alive"))
+			switch judgePeer(before[p], after, alive, start, s.tree.Clock().Now(), s.opt.window) {
 			case peerDead:
 				dead = append(dead, p)
 			case peerUnknown:
