@@ -105,7 +105,7 @@ func (w *worker) detach(ctx context.Context) (func(), error) {
 	eng := w.engine()
 	var err error
 	if _, member := w.n.tree.Get(w.r.DataPath(w.n.cfg.Node)); member {
-		ctx, cancel := context.WithTimeout(ctx, diskPatience)
+		ctx, cancel := context.WithTimeout(ctx, w.n.cfg.DiskPatience)
 		err = eng.SetReplay(ctx, false)
 		cancel()
 	}
@@ -155,10 +155,6 @@ func (w *worker) setRecovered() {
 	w.recovered = true
 	w.recoveredOwn.Store(true)
 }
-
-// diskPatience is how long a role change waits for a disk that is slow or broken.
-// Its log has everything; the change must not hang on it.
-const diskPatience = 20 * time.Second
 
 // ownLogs are this node's logs from the replay position on, ascending.
 func (w *worker) ownLogs() []logfile.Name {
@@ -271,7 +267,7 @@ func (w *worker) announce(log logfile.Name) error {
 // A disk that does not take it is waited for only so long: the log has it.
 func (w *worker) yield(ctx context.Context, x *device.Export) (apply func(), err error) {
 	chain, eng := w.shared.get()
-	patient, cancel := context.WithTimeout(ctx, diskPatience)
+	patient, cancel := context.WithTimeout(ctx, w.n.cfg.DiskPatience)
 	defer cancel()
 	behind := eng.WriteBack(patient)
 	if behind != nil {
@@ -283,7 +279,7 @@ func (w *worker) yield(ctx context.Context, x *device.Export) (apply func(), err
 		}
 		apply = func() { w.export = nil }
 	}
-	last, cancel := context.WithTimeout(ctx, diskPatience)
+	last, cancel := context.WithTimeout(ctx, w.n.cfg.DiskPatience)
 	defer cancel()
 	if err := eng.StopLogging(last); err != nil && behind == nil {
 		return apply, err
@@ -301,7 +297,7 @@ func (w *worker) yield(ctx context.Context, x *device.Export) (apply func(), err
 func (w *worker) refetch(ctx context.Context, a Refetch) error {
 	chain, eng := w.shared.get()
 	w.log.Warn("fetching a damaged part of a logfile again", keyLog, a.Log.String(), keyPos, a.At)
-	ctx, cancel := context.WithTimeout(ctx, diskPatience)
+	ctx, cancel := context.WithTimeout(ctx, w.n.cfg.DiskPatience)
 	defer cancel()
 	if err := eng.SetReplay(ctx, false); err != nil && eng.Status().ReplayErr == nil {
 		return err // with a replay error the disk may not be at a border; the new copy gets it there

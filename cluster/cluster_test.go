@@ -90,7 +90,7 @@ func newTestNodes(t *testing.T, names ...string) map[string]*testNode {
 		cfg.SecretFile, cfg.NBDDir = filepath.Join(dir, "secret"), filepath.Join(dir, "nbd")
 		cfg.Heartbeat, cfg.AliveWindow = 50*time.Millisecond, 2*time.Second
 		cfg.Publish, cfg.Scan, cfg.RetryMin, cfg.RetryMax = 10*time.Millisecond, 100*time.Millisecond, 20*time.Millisecond, 200*time.Millisecond
-		cfg.WritebackAge, cfg.FirstContact = 100*time.Millisecond, 500*time.Millisecond
+		cfg.WritebackAge, cfg.FirstContact, cfg.DiskPatience = 100*time.Millisecond, 500*time.Millisecond, time.Second
 		logs := &logBuffer{}
 		cfg.Log = slog.New(slog.NewTextHandler(logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 		n := &testNode{t: t, name: name, cfg: cfg, disk: filepath.Join(dir, "disk"), logs: logs}

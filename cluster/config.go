@@ -43,6 +43,9 @@ type Config struct {
 	FirstContact time.Duration // a node that starts waits at most so long for members before it becomes primary
 	SyncInterval time.Duration // background sync of the log: what peers may fetch lags by it
 	WritebackAge time.Duration // dirty data older than this is written to the disk
+	// DiskPatience is how long a role change waits for a disk that is slow or broken.
+	// Its log has everything; the change must not hang on it.
+	DiskPatience time.Duration
 
 	FS  vfs.FS
 	Now func() time.Time // wall clock; tests make it jump
@@ -68,6 +71,7 @@ func DefaultConfig(root, node string) Config {
 		FirstContact:  5 * time.Second,
 		SyncInterval:  20 * time.Millisecond,
 		WritebackAge:  2 * time.Second,
+		DiskPatience:  20 * time.Second,
 		FS:            vfs.OS,
 		Now:           time.Now,
 		Log:           slog.Default(),

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"time"
 
@@ -150,7 +151,7 @@ func connectionMsgPath(n *Node, peer string) string {
 // message formats a msg- link: real stamp, Lamport stamp, text (reference
 // symlink-tree 5.8).
 func (n *Node) message(text string) string {
-	return symlinktree.Stamp(n.cfg.Now().UnixNano()).String() + " " + n.tree.Clock().Now().String() + " " + text
+	return symlinktree.Stamp(n.cfg.Now().UnixNano()).String() + " " + n.tree.Clock().Now().String() + " " + strings.ReplaceAll(text, "\n", "; ")
 }
 
 // session is one connection: introduce, compare, then follow the live stream.

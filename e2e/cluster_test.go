@@ -217,7 +217,7 @@ func TestHarnessSeesCrash(t *testing.T) {
 	}
 }
 
-var errFatal = errors.New("Fatal was called")
+var errFatal = errors.New("a Fatal was called")
 
 // fatalProbe turns Fatal into a panic that catch catches.
 type fatalProbe struct{ testing.TB }
