@@ -99,6 +99,7 @@ func (n *Node) Run(ctx context.Context) error {
 	// Only a node that has all its ports speaks in the tree: a second daemon or a
 	// wrong address has changed nothing so far.
 	n.server = transport.NewServer(n.id, &handler{n}, n.transportConfig())
+	n.unsay()
 	n.beat()
 	n.publishNode()
 	n.spawn(func() { n.watch(ctx) })
@@ -119,6 +120,20 @@ func (n *Node) Run(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// unsay takes back what a marsd that was killed has left in the tree, before the
+// first sign of life makes it credible: there is no device, and no disk is open.
+// is-primary stays until the real end of the own log is known.
+func (n *Node) unsay() {
+	for _, r := range symlinktree.Resources(n.tree.Snapshot()) {
+		for _, name := range []string{"if-on", "open-count", "is-attached", "is-replaying", "is-copying", "is-syncing"} {
+			path := r.ActualPath(n.cfg.Node, name)
+			if v, ok := n.tree.Get(path); ok && v != "0" {
+				n.put(path, "0")
+			}
+		}
+	}
 }
 
 // spawn runs f in a goroutine that shutdown waits for.
