@@ -1,7 +1,7 @@
 // Package e2e runs the real binaries with real clients: nothing in it is mocked,
 // and most of the clients were not written by this project.
 //
-// The harness (harness_test.go) builds marsd and marsadm with the race detector
+// The harness (harness_test.go, node_test.go) builds marsd and marsadm with the race detector
 // once per run. A cluster is a set of processes on loopback addresses of its own,
 // or, where links are cut or throttled, in network namespaces (netns_test.go).
 //

@@ -125,8 +125,14 @@ func (m *mount) tearDown() {
 	if m.nbd == nil {
 		return
 	}
-	if out, err := exec.Command("fusermount3", "-u", "-z", m.fuse).CombinedOutput(); err != nil {
-		m.t.Errorf("fusermount3 -u -z %s: %v: %s", m.fuse, err, out)
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		m.t.Error(err)
+	}
+	if strings.Contains(string(mounts), " "+m.fuse+" ") { // unless nbdfuse has failed at once
+		if out, err := exec.Command("fusermount3", "-u", "-z", m.fuse).CombinedOutput(); err != nil {
+			m.t.Errorf("fusermount3 -u -z %s: %v: %s", m.fuse, err, out)
+		}
 	}
 	select {
 	case <-m.done:
