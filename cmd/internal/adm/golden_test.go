@@ -112,6 +112,7 @@ func golden(t *testing.T, file string) {
 func (r *rig) step(args []string) string {
 	before := r.state()
 	res := r.run(args...)
+	r.settle()
 	after := r.state()
 	for _, state := range []map[string]entry{before, after} {
 		for p := range state {

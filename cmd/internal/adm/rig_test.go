@@ -12,16 +12,34 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"mars/device"
+	"mars/internal/testutil"
 	"mars/internal/vfs"
 	"mars/symlinktree"
 )
 
 // base is the fixed real time of the tests.
 var base = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+
+// lazyFS does not sync directories, it only notes that it was asked to: the tests
+// do not lose power.
+type lazyFS struct {
+	vfs.FS
+	vfs.Exchanger
+	mu     sync.Mutex
+	synced map[string]int
+}
+
+func (l *lazyFS) SyncDir(name string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.synced[name]++
+	return nil
+}
 
 // rig is a node without a daemon: a root, a clock that stands still, and a second
 // directory for disks and secrets.
@@ -32,13 +50,17 @@ type rig struct {
 	env       Env
 	vars      map[string]string // of the environment
 	puts      int
+	daemon    *daemon
+	fs        *lazyFS
 }
 
 func newRig(t testing.TB, node string) *rig {
 	dir := t.TempDir()
 	r := &rig{t: t, root: filepath.Join(dir, "mars"), dir: dir, node: node, vars: map[string]string{}}
 	must(t, os.Mkdir(r.root, 0o700))
+	r.fs = &lazyFS{FS: vfs.OS, Exchanger: vfs.OS.(vfs.Exchanger), synced: map[string]int{}}
 	r.env = Env{
+		FS:        r.fs,
 		Getenv:    func(k string) string { return r.vars[k] },
 		Now:       func() time.Time { return base },
 		Addresses: func() ([]string, error) { return []string{"10.9.0.1"}, nil },
@@ -46,7 +68,7 @@ func newRig(t testing.TB, node string) *rig {
 			return nil, fmt.Errorf("lookup %s: no such host", h)
 		},
 		SyncAll: func() {},
-		Poll:    2 * time.Millisecond,
+		Poll:    4 * time.Millisecond,
 	}
 	return r
 }
@@ -61,7 +83,7 @@ func must(t testing.TB, err error) {
 // tree opens the rig's tree as another process would.
 func (r *rig) tree() *symlinktree.Tree {
 	r.t.Helper()
-	tree, err := symlinktree.Open(r.root, symlinktree.Options{Node: r.node, Passive: true, Clock: symlinktree.NewClock(r.env.Now)})
+	tree, err := symlinktree.Open(r.root, symlinktree.Options{FS: r.fs, Node: r.node, Passive: true, Clock: symlinktree.NewClock(r.env.Now)})
 	must(r.t, err)
 	return tree
 }
@@ -257,6 +279,7 @@ func (r *rig) runContext(ctx context.Context, args ...string) result {
 // one gets a value.
 type daemon struct {
 	stop func()
+	idle atomic.Int64 // rounds since it last had something to do
 }
 
 type rule struct{ ifPath, ifValue, thenPath, thenValue string }
@@ -286,6 +309,15 @@ func parseRules(t testing.TB, text string) (rules []rule, dead map[string]bool) 
 	return rules, dead
 }
 
+// settle waits until the daemon has seen everything and done what its rules say.
+func (r *rig) settle() {
+	r.t.Helper()
+	if d := r.daemon; d != nil {
+		d.idle.Store(0)
+		testutil.WaitFor(r.t, 5*time.Second, "the daemon is idle", func() bool { return d.idle.Load() > 1 })
+	}
+}
+
 // startDaemon starts one; it has beaten once when this returns.
 func (r *rig) startDaemon(text string) *daemon {
 	r.t.Helper()
@@ -301,31 +333,39 @@ func (r *rig) startDaemon(text string) *daemon {
 	}
 	beat()
 	quit := make(chan struct{})
+	d := new(daemon)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
 			_, _ = tree.Rescan()
+			acted := false
 			for _, u := range rules {
 				v, _ := tree.Get(u.ifPath)
 				if now, _ := tree.Get(u.thenPath); v == u.ifValue && now != u.thenValue {
 					_ = tree.Set(u.thenPath, u.thenValue)
+					acted = true
 				}
 			}
 			// News of a peer come after what it has done.
 			if p := symlinktree.LocalPath(r.node, "trigger"); hasLink(tree, p) {
 				_ = tree.Unlink(p)
 				beat()
+				acted = true
 			}
 			_ = tree.Unlink(symlinktree.LocalPath(r.node, "pull"))
+			if d.idle.Add(1); acted {
+				d.idle.Store(0)
+			}
 			select {
 			case <-quit:
 				return
-			case <-time.After(time.Millisecond):
+			case <-time.After(4 * time.Millisecond):
 			}
 		}
 	})
 	var once sync.Once
-	d := &daemon{stop: func() { once.Do(func() { close(quit); wg.Wait() }) }}
+	d.stop = func() { once.Do(func() { close(quit); wg.Wait(); r.daemon = nil }) }
+	r.daemon = d
 	r.t.Cleanup(d.stop)
 	return d
 }

@@ -279,6 +279,25 @@ func TestTombstonedDirectory(t *testing.T) {
 	}
 }
 
+// TestDurable: when a command says that it is done, its links have been synced.
+func TestDurable(t *testing.T) {
+	r := newRig(t, "hosta")
+	r.use("two")
+	r.put("$DIR/disk = 67108864")
+	clear(r.fs.synced)
+	if res := r.run("create-resource", "r0", "$DIR/disk"); res.code != ExitDone {
+		t.Fatalf("%+v", res)
+	}
+	for _, dir := range []string{"", "resource-r0", "resource-r0/todo-hosta", "resource-r0/actual-hosta", "resource-r0/userspace"} {
+		if r.fs.synced[filepath.Join(r.root, dir)] == 0 {
+			t.Errorf("%q was not synced", dir)
+		}
+	}
+	if n := r.fs.synced[filepath.Join(r.root, "resource-r0")]; n < 2 {
+		t.Errorf("two batches, but resource-r0 was synced %d times", n)
+	}
+}
+
 // TestLinksByHand: what a person makes with ln -s counts like a command's.
 func TestLinksByHand(t *testing.T) {
 	r := newRig(t, "hosta")
