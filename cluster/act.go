@@ -130,7 +130,7 @@ func (w *worker) detach(ctx context.Context) (func(), error) {
 // recoverLog finds the real end of the own logs after a restart and says so in
 // the version links, whatever they said before (reference symlink-tree 4.8).
 func (w *worker) recoverLog(ctx context.Context, a Recover) (func(), error) {
-	chain, eng := w.shared.get()
+	_, eng := w.shared.get()
 	end, torn, err := eng.RecoverDurable(ctx, a.Durable, a.Force)
 	if err != nil {
 		return nil, err
@@ -139,12 +139,7 @@ func (w *worker) recoverLog(ctx context.Context, a Recover) (func(), error) {
 		w.log.Warn("cut an unfinished record off the end of the own log; nothing in it was acknowledged", keyPos, end.String(), "bytes", torn)
 	}
 	for _, l := range w.ownLogs() {
-		size, err := chain.Durable(l)
-		if err != nil {
-			return nil, err
-		}
-		chain.Seal(l)
-		if err := w.publishVersion(l, size); err != nil {
+		if err := w.leaveLog(l); err != nil {
 			return nil, err
 		}
 	}
@@ -189,39 +184,41 @@ func (w *worker) setReplay(ctx context.Context, on bool) error {
 // nextLog goes over to the following log. Our version link of the old one is
 // final before the new one is mentioned.
 func (w *worker) nextLog(next logfile.Name) error {
-	chain, eng := w.shared.get()
-	cur := eng.Status().Current
-	size, err := chain.Durable(cur)
-	if err != nil {
-		return err
-	}
-	chain.Seal(cur)
-	if err := w.publishVersion(cur, size); err != nil {
+	_, eng := w.shared.get()
+	if err := w.leaveLog(eng.Status().Current); err != nil {
 		return err
 	}
 	if err := eng.NextLog(next); err != nil {
 		return err
 	}
-	have, err := chain.Durable(next)
+	return w.publishLength(next)
+}
+
+// leaveLog says that a log stays as long as it is here.
+func (w *worker) leaveLog(log logfile.Name) error {
+	chain, _ := w.shared.get()
+	chain.Seal(log)
+	return w.publishLength(log)
+}
+
+// publishLength publishes the version link of a log for its length here.
+func (w *worker) publishLength(log logfile.Name) error {
+	chain, _ := w.shared.get()
+	size, err := chain.Durable(log)
 	if err != nil {
 		return err
 	}
-	return w.publishVersion(next, have)
+	return w.publishVersion(log, size)
 }
 
 // lead opens the own log and says so before the device appears.
 func (w *worker) lead(next logfile.Name) error {
-	chain, eng := w.shared.get()
+	_, eng := w.shared.get()
 	cur := eng.Status().Current
 	// After a failure the old log ends where it became durable, which only the
 	// engine finds; announce then publishes it.
 	if cur != next && eng.Status().Mode != device.Error {
-		size, err := chain.Durable(cur)
-		if err != nil {
-			return err
-		}
-		chain.Seal(cur)
-		if err := w.publishVersion(cur, size); err != nil {
+		if err := w.leaveLog(cur); err != nil {
 			return err
 		}
 	}
@@ -234,16 +231,12 @@ func (w *worker) lead(next logfile.Name) error {
 // rotate goes on in the next own log. The engine syncs the old one before it
 // acknowledges anything in the new one; its final length is published first.
 func (w *worker) rotate(next logfile.Name) error {
-	chain, eng := w.shared.get()
+	_, eng := w.shared.get()
 	cur := eng.Status().Current
 	if err := eng.Rotate(next); err != nil {
 		return err
 	}
-	size, err := chain.Durable(cur)
-	if err != nil {
-		return err
-	}
-	if err := w.publishVersion(cur, size); err != nil {
+	if err := w.publishLength(cur); err != nil {
 		return err
 	}
 	return w.announce(next)
@@ -266,7 +259,7 @@ func (w *worker) announce(log logfile.Name) error {
 // everything: whoever waits for it to go may take the disk then.
 // A disk that does not take it is waited for only so long: the log has it.
 func (w *worker) yield(ctx context.Context, x *device.Export) (apply func(), err error) {
-	chain, eng := w.shared.get()
+	_, eng := w.shared.get()
 	patient, cancel := context.WithTimeout(ctx, w.n.cfg.DiskPatience)
 	defer cancel()
 	behind := eng.WriteBack(patient)
@@ -284,12 +277,7 @@ func (w *worker) yield(ctx context.Context, x *device.Export) (apply func(), err
 	if err := eng.StopLogging(last); err != nil && behind == nil {
 		return apply, err
 	}
-	cur := eng.Status().Current
-	size, err := chain.Durable(cur)
-	if err == nil {
-		err = w.publishVersion(cur, size)
-	}
-	return apply, errors.Join(err, w.n.tree.SyncDir(w.r.Dir()))
+	return apply, errors.Join(w.publishLength(eng.Status().Current), w.n.tree.SyncDir(w.r.Dir()))
 }
 
 // refetch cuts a damaged copy back to its last good record; fetching goes on

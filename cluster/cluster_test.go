@@ -120,6 +120,21 @@ func newTestNodes(t *testing.T, names ...string) map[string]*testNode {
 	return nodes
 }
 
+// newPair starts two nodes with different disks; prepare may change a's settings.
+func newPair(t *testing.T, prepare func(a *testNode)) (a, b *testNode) {
+	t.Helper()
+	nodes := newTestNodes(t, "a", "b")
+	a, b = nodes["a"], nodes["b"]
+	if prepare != nil {
+		prepare(a)
+	}
+	a.makeDisk('A')
+	b.makeDisk('B')
+	a.start()
+	b.start()
+	return a, b
+}
+
 func tail(s string, n int) string { return s[max(0, len(s)-n):] }
 
 func (n *testNode) edit(f func(tr *symlinktree.Tree) error) {
@@ -299,12 +314,7 @@ func contentSum(t *testing.T, c *nbdclient.Client) [32]byte {
 // The whole life of a resource by links alone: create, write, join with a disk
 // full of something else, handover to and fro, restart, rotation.
 func TestLifeByLinks(t *testing.T) {
-	nodes := newTestNodes(t, "a", "b")
-	a, b := nodes["a"], nodes["b"]
-	a.makeDisk('A')
-	b.makeDisk('B')
-	a.start()
-	b.start()
+	a, b := newPair(t, nil)
 	a.awaitLink("ips/ip-b", b.cfg.Bind)
 	b.awaitLink("uuid", "test_1.000000000")
 
@@ -399,12 +409,7 @@ var _ io.Writer = (*logBuffer)(nil)
 // say so, nothing is resolved by itself, and after an invalidate of the loser both
 // disks are equal again (P9).
 func TestSplitBrainByLinks(t *testing.T) {
-	nodes := newTestNodes(t, "a", "b")
-	a, b := nodes["a"], nodes["b"]
-	a.makeDisk('A')
-	b.makeDisk('B')
-	a.start()
-	b.start()
+	a, b := newPair(t, nil)
 	a.create("r0")
 	ca := a.device("r0")
 	b.join("r0", "a")
@@ -467,12 +472,7 @@ func mustGlob(t *testing.T, pattern string) []string {
 // A secondary whose copy of a log was damaged stops in front of the damage, fetches
 // that part again and goes on (scenario V09).
 func TestDamagedCopyHeals(t *testing.T) {
-	nodes := newTestNodes(t, "a", "b")
-	a, b := nodes["a"], nodes["b"]
-	a.makeDisk('A')
-	b.makeDisk('B')
-	a.start()
-	b.start()
+	a, b := newPair(t, nil)
 	a.create("r0")
 	c := a.device("r0")
 	defer c.Close()
@@ -510,12 +510,7 @@ func TestDamagedCopyHeals(t *testing.T) {
 
 // Resize by links: the device grows, only the new part is synced.
 func TestResizeByLinks(t *testing.T) {
-	nodes := newTestNodes(t, "a", "b")
-	a, b := nodes["a"], nodes["b"]
-	a.makeDisk('A')
-	b.makeDisk('B')
-	a.start()
-	b.start()
+	a, b := newPair(t, nil)
 	a.create("r0")
 	a.device("r0").Close()
 	b.join("r0", "a")

@@ -80,14 +80,8 @@ func (f *brokenFile) Datasync() error {
 // brokenPair is a primary a whose file layer can be broken, and its secondary b.
 func brokenPair(t *testing.T) (a, b *testNode, bad *brokenFS, c *nbdclient.Client) {
 	t.Helper()
-	nodes := newTestNodes(t, "a", "b")
-	a, b = nodes["a"], nodes["b"]
 	bad = &brokenFS{FS: vfs.OS}
-	a.cfg.FS = bad
-	a.makeDisk('A')
-	b.makeDisk('B')
-	a.start()
-	b.start()
+	a, b = newPair(t, func(a *testNode) { a.cfg.FS = bad })
 	a.create("r0")
 	c = a.device("r0")
 	b.join("r0", "a")
