@@ -127,7 +127,11 @@ func normalise(argv []string) (normalised, error) {
 			opts = append(opts, "--"+opt.name)
 		}
 	}
-	return n.finish(opts), nil
+	n = n.finish(opts)
+	if strings.HasPrefix(n.command, "-") {
+		return normalised{}, usage("unknown command %q", n.command)
+	}
+	return n, nil
 }
 
 // lookup finds the option called name, dashes included. nil stands for --ip-PEER,

@@ -275,8 +275,9 @@ func checkReachable(t macro.Tree, r symlinktree.Resource, old string, dead []str
 // showLoss tells what a forced handover gives up, as far as it is known here.
 func (j *job) showLoss(old string) {
 	c := j.context(string(j.r))
-	if lost := c.Unfetched(j.host); lost > 0 {
-		j.warn("%d bytes of log (%s) that %s has written are not here: they will be lost on this side", lost, macro.HumanNumber(float64(lost)), old)
+	if lost, seconds := c.Unfetched(j.host); lost > 0 {
+		j.warn("%d bytes of log (%s, written in about %s) that %s has are not here: they will be lost on this side",
+			lost, macro.HumanNumber(float64(lost)), macro.HumanSeconds(seconds), old)
 	}
 }
 

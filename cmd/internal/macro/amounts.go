@@ -18,8 +18,12 @@ func (a amounts) fetchRest() int64  { return max(0, a.workSize-a.fetchPos) }
 func (a amounts) replayRest() int64 { return max(0, a.fetchPos-a.replayPos) }
 func (a amounts) workRest() int64   { return max(0, a.workSize-a.replayPos) }
 
-// Unfetched is how many bytes of log are known to exist that host does not have.
-func (c *Context) Unfetched(host string) int64 { return c.amounts(host).fetchRest() }
+// Unfetched is how many bytes of log are known to exist that host does not have,
+// and how many seconds they took the primary; negative if that is not known.
+func (c *Context) Unfetched(host string) (bytes int64, seconds float64) {
+	seconds, _ = c.lag(host, "fetch")
+	return c.amounts(host).fetchRest(), seconds
+}
 
 // logSizes is what is known about the logs of a resource: by number and origin,
 // the bytes that the looked-at host has, and the bytes that anybody vouches for.
