@@ -163,7 +163,13 @@ func (d *Disk) TryReadAt(p []byte, off int64) bool {
 }
 
 // WriteAt writes all of p or fails.
-func (d *Disk) WriteAt(p []byte, off int64) (int, error) { return d.WritevAt([][]byte{p}, off) }
+func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
+	if err := d.inside(off, len(p)); err != nil {
+		return 0, err
+	}
+	n, err := d.file.WriteAt(p, off)
+	return d.written(n, err, off, len(p))
+}
 
 // WritevAt writes the concatenation of bufs or fails.
 func (d *Disk) WritevAt(bufs [][]byte, off int64) (int, error) {
@@ -171,10 +177,22 @@ func (d *Disk) WritevAt(bufs [][]byte, off int64) (int, error) {
 	for _, b := range bufs {
 		want += len(b)
 	}
-	if off < 0 || off+int64(want) > d.Size() {
-		return 0, fmt.Errorf("write disk %s at %d, length %d: beyond its end at %d: %w", d.path, off, want, d.Size(), syscall.ENOSPC)
+	if err := d.inside(off, want); err != nil {
+		return 0, err
 	}
 	n, err := d.file.WritevAt(bufs, off)
+	return d.written(n, err, off, want)
+}
+
+// inside keeps writes from growing a regular file.
+func (d *Disk) inside(off int64, n int) error {
+	if off < 0 || off+int64(n) > d.Size() {
+		return fmt.Errorf("write disk %s at %d, length %d: beyond its end at %d: %w", d.path, off, n, d.Size(), syscall.ENOSPC)
+	}
+	return nil
+}
+
+func (d *Disk) written(n int, err error, off int64, want int) (int, error) {
 	if err == nil && n != want {
 		err = io.ErrShortWrite
 	}
