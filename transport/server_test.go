@@ -142,7 +142,7 @@ func TestGarbage(t *testing.T) {
 	cfg := testConfig()
 	cfg.Log = lines.logger(slog.LevelWarn)
 	cfg.MaxHandshakes = 50
-	cfg.HandshakeTimeout = 500 * time.Millisecond
+	cfg.HandshakeTimeout = 5 * time.Second
 	w := newRealWorld(t, cfg)
 	if err := w.peer.Nudge(t.Context()); err != nil {
 		t.Fatal(err)
@@ -161,7 +161,7 @@ func TestGarbage(t *testing.T) {
 				return
 			}
 			defer c.Close()
-			c.SetDeadline(time.Now().Add(2 * time.Second))
+			c.SetDeadline(time.Now().Add(time.Second))
 			switch i % 5 {
 			case 0: // nothing at all
 				io.Copy(io.Discard, c)
