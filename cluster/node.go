@@ -100,8 +100,8 @@ func (n *Node) Run(ctx context.Context) error {
 	// wrong address has changed nothing so far.
 	n.server = transport.NewServer(n.id, &handler{n}, n.transportConfig())
 	n.unsay()
+	n.publishNode() // alive=1 before the first sign of life: marsadm wants both
 	n.beat()
-	n.publishNode()
 	n.spawn(func() { n.watch(ctx) })
 	n.spawn(func() {
 		if err := n.server.Serve(listener); err != nil && ctx.Err() == nil {
