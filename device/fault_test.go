@@ -82,15 +82,31 @@ func TestJournalErrors(t *testing.T) {
 	w := newWorld(t, 1, 64<<10, nil, nil)
 	w.primary()
 	w.until("start published", func(s Status) bool { return s.Applied == s.IngestEnd })
-	w.jour.setFail(errors.New("no space for links"))
+	w.jour.setFail(errors.New("no space for links"), nil)
 	must(t, w.e.Submit([]nbd.Op{write(0, 1, 4096)}))
 	w.until("journal error", func(s Status) bool { return s.JournalErr != nil && s.DiskErr == nil })
 	if disk := w.diskContent(); !allZero(disk) {
 		t.Fatal("data went to the disk although the dirty zone could not be announced")
 	}
 	must(t, w.e.Submit([]nbd.Op{write(4096, 2, 4096)}))
-	w.jour.setFail(nil)
+	w.jour.setFail(nil, nil)
 	w.until("checkpoint", func(s Status) bool { return s.Applied == s.IngestEnd && s.JournalErr == nil })
+
+	// When only the position cannot be published, the data is not written again.
+	before, _ := w.jour.get()
+	w.jour.setFail(nil, errors.New("no space for links"))
+	must(t, w.e.Submit([]nbd.Op{write(8192, 3, 4096)}))
+	w.until("journal error", func(s Status) bool { return s.JournalErr != nil && s.Counters.FailedCycles > 2 })
+	s := w.e.Status()
+	if pos, end := w.jour.get(); pos != before || end != s.IngestEnd.Offset || s.Applied != before || s.Extents != 0 {
+		t.Fatalf("zone %v..%d, status %+v", pos, end, s)
+	}
+	must(t, diff(w.content(), w.diskContent()))
+	w.jour.setFail(nil, nil)
+	w.until("checkpoint", func(s Status) bool { return s.Applied == s.IngestEnd && s.JournalErr == nil })
+	if n := w.e.Status().Counters.WritebackOps; n != s.Counters.WritebackOps {
+		t.Errorf("%d writes to the disk after %d", n, s.Counters.WritebackOps)
+	}
 }
 
 // After a failed sync of the log nothing is acknowledged; the next log takes over

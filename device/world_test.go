@@ -33,15 +33,12 @@ type memJournal struct {
 	pos      logfile.Position
 	end      int64
 	fail     error
+	failLate error // of Checkpoint only
 	calls    int
 	problems []string
-	onDirty  func() // before an announcement is stored
 }
 
 func (j *memJournal) Dirty(log logfile.Name, min, end int64) error {
-	if j.onDirty != nil {
-		j.onDirty()
-	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.fail != nil {
@@ -58,8 +55,8 @@ func (j *memJournal) Dirty(log logfile.Name, min, end int64) error {
 func (j *memJournal) Checkpoint(log logfile.Name, min, end int64) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.fail != nil {
-		return j.fail
+	if err := errors.Join(j.fail, j.failLate); err != nil {
+		return err
 	}
 	back := log.Seq < j.pos.Log.Seq || (log == j.pos.Log && min < j.pos.Offset)
 	if back || end < min || (log == j.pos.Log && end < j.end && min < j.end) {
@@ -76,9 +73,9 @@ func (j *memJournal) get() (logfile.Position, int64) {
 	return j.pos, j.end
 }
 
-func (j *memJournal) setFail(err error) {
+func (j *memJournal) setFail(err, late error) {
 	j.mu.Lock()
-	j.fail = err
+	j.fail, j.failLate = err, late
 	j.mu.Unlock()
 }
 
