@@ -145,15 +145,22 @@ func (x *layers) freeze(log *logRef, start int64) {
 	x.list = append(x.list, &layer{log: log, start: start, end: start})
 }
 
-// drop forgets the oldest layer, which is on the disk.
-func (x *layers) drop() {
+// written forgets what the oldest layer, l, held: it is on the disk. That comes before the
+// new position is published, because then its log may be removed.
+func (x *layers) written(l *layer) {
 	x.mu.Lock()
-	l := x.list[0]
-	x.list = append(x.list[:0:0], x.list[1:]...)
 	x.count.Add(-int64(l.ext.count))
 	l.ext.reset()
+	l.start = l.end
 	x.mu.Unlock()
 	x.room.fire()
+}
+
+// drop takes the oldest layer away.
+func (x *layers) drop() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.list = append(x.list[:0:0], x.list[1:]...)
 }
 
 // swap puts fresh in the place of all layers if f, which runs while nobody can look

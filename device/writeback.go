@@ -175,8 +175,9 @@ func (e *Engine) writeLayer(l *layer) (journal bool, err error) {
 				return false, err
 			}
 		}
+		e.idx.written(l)
 	}
-	if err := e.checkpoint(l); err != nil {
+	if err := e.checkpoint(l); err != nil { // all that is repeated then
 		return true, err
 	}
 	e.idx.drop()
