@@ -53,9 +53,10 @@ func (c *conn) run() {
 	ses, err := negotiate(c.nc, c)
 	if ses.exp != nil {
 		c.exp, c.structured = ses.exp, ses.structured
-		defer c.srv.detach(c, c.exp)
-		// The socket is closed before the client ceases to count: what is reported as gone is gone.
-		defer c.nc.Close()
+		defer func() {
+			c.nc.Close() // what is reported as gone is gone
+			c.srv.detach(c, c.exp)
+		}()
 	}
 	if err != nil {
 		c.handshakeFailed(err)
@@ -80,6 +81,7 @@ func (c *conn) handshakeFailed(err error) {
 // transmit is the transmission phase, from the first request to the last reply.
 func (c *conn) transmit() {
 	w := newWire(c.nc)
+	defer w.Close()
 	c.stopMu.Lock()
 	c.wire = w
 	if c.stopping.Load() {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -26,14 +27,16 @@ type wire interface {
 	StopReading()
 	// Shutdown breaks both directions and wakes everybody.
 	Shutdown()
+	// Close frees the socket. Nobody reads or writes any more; StopReading and
+	// Shutdown may still come, and do nothing.
+	Close()
 }
 
-// newWire finds the best wire for a connection whose handshake is over.
+// newWire finds the best wire for a connection whose handshake is over. It takes nc over.
 func newWire(nc net.Conn) wire {
-	if sc, ok := nc.(syscall.Conn); ok {
-		if raw, err := sc.SyscallConn(); err == nil {
-			return newSockWire(nc, raw)
-		}
+	if w := newSockWire(nc); w != nil {
+		nc.Close() // its socket lives on in w, out of the runtime's poller
+		return w
 	}
 	return &connWire{nc: nc}
 }
@@ -65,129 +68,140 @@ func (w *connWire) StopReading() {
 	w.nc.SetReadDeadline(time.Unix(1, 0))
 }
 
+func (w *connWire) Close() { w.nc.Close() }
+
 func (w *connWire) Shutdown() {
 	w.stopped.Store(true)
 	w.nc.Close()
 }
 
-// sockWire is a wire over a socket. It makes its system calls itself, for two
-// reasons. A reply can be tried without waiting (MSG_DONTWAIT), so that whoever completes a request
-// may send it. And a receive blocks in the kernel for a moment (idleAfter) before it resorts to the
-// runtime's poller: under load that saves two system calls and a scheduling round per request, while an
-// idle connection costs no thread.
+// sockWire is a wire over a socket whose descriptor it owns, for two reasons. A reply can be tried without
+// waiting (MSG_DONTWAIT), so that whoever completes a request may send it. And a receive blocks in the kernel for a
+// moment (idleAfter) before it resorts to the runtime's poller: under load that saves two more system
+// calls, a thread switch and a scheduling round per request, while an idle connection costs no thread.
 type sockWire struct {
-	nc      net.Conn
-	raw     syscall.RawConn
+	fd      int
 	stopped atomic.Bool
+	idle    atomic.Bool // waits without a thread
 
-	// The reader's and the writer's call in progress: kept here so that the
-	// functions handed to the runtime are made once.
-	rbuf []byte
-	rn   int
-	rerr error
-	rfn  func(fd uintptr) bool
-
-	wbufs [][]byte
-	wwait bool
-	wn    int
-	werr  error
-	wfn   func(fd uintptr) bool
+	mu     sync.Mutex // keeps the descriptor while somebody shuts it down
+	closed bool
 }
 
 // idleAfter is how long a receive blocks its thread before the connection counts as idle.
 const idleAfter = 20 * time.Millisecond
 
-func newSockWire(nc net.Conn, raw syscall.RawConn) *sockWire {
-	w := &sockWire{nc: nc, raw: raw}
-	w.rfn = w.recv
-	w.wfn = w.send
+// newSockWire returns nil if nc is not a socket that can be taken over.
+func newSockWire(nc net.Conn) *sockWire {
+	sc, ok := nc.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	w := &sockWire{fd: -1}
 	raw.Control(func(fd uintptr) {
-		tv := unix.NsecToTimeval(idleAfter.Nanoseconds())
-		if err := unix.SetsockoptTimeval(int(fd), unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
-			return // stays non-blocking, which works as well
+		dup, err := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return
 		}
-		// All sends say MSG_DONTWAIT, so only the receive is affected.
-		unix.SetNonblock(int(fd), false)
+		tv := unix.NsecToTimeval(idleAfter.Nanoseconds())
+		if err := unix.SetsockoptTimeval(dup, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
+			unix.Close(dup)
+			return
+		}
+		w.fd = dup
 	})
+	if w.fd < 0 {
+		return nil
+	}
+	unix.SetNonblock(w.fd, false)
 	return w
 }
 
-// recv is one attempt; false makes the runtime wait until the socket is readable.
-func (w *sockWire) recv(fd uintptr) bool {
-	for {
-		n, err := unix.Read(int(fd), w.rbuf)
-		switch {
-		case errors.Is(err, unix.EINTR) && !w.stopped.Load():
-			continue
-		case errors.Is(err, unix.EAGAIN):
-			return w.stopped.Load()
-		}
-		w.rn, w.rerr = n, err
-		return true
-	}
-}
-
 func (w *sockWire) Read(p []byte) (int, error) {
-	w.rbuf, w.rn, w.rerr = p, 0, nil
-	err := w.raw.Read(w.rfn)
-	w.rbuf = nil
-	if err == nil {
-		err = w.rerr
+	for !w.stopped.Load() {
+		n, err := unix.Read(w.fd, p)
+		switch {
+		case n > 0:
+			return n, nil
+		case err == nil:
+			return 0, io.EOF
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EAGAIN):
+			w.waitIdle()
+		default:
+			return 0, os.NewSyscallError("read", err)
+		}
 	}
-	if w.rn <= 0 && (err == nil || w.stopped.Load()) {
-		return 0, io.EOF
-	}
-	if err != nil {
-		return 0, os.NewSyscallError("read", err)
-	}
-	return w.rn, nil
+	return 0, io.EOF
 }
 
-// send sends what it can; false makes the runtime wait until the socket is writable.
-func (w *sockWire) send(fd uintptr) bool {
-	for len(w.wbufs) > 0 {
+// waitIdle waits without a thread until there may be something to read. If that
+// cannot be had, it returns at once and the next receive blocks its thread again.
+func (w *sockWire) waitIdle() {
+	dup, err := unix.FcntlInt(uintptr(w.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	// The flag belongs to both descriptors; sends say themselves whether they wait.
+	unix.SetNonblock(dup, true)
+	f := os.NewFile(uintptr(dup), "nbd") // joins the poller because the descriptor is non-blocking
+	defer f.Close()
+	w.idle.Store(true)
+	defer w.idle.Store(false)
+	if raw, err := f.SyscallConn(); err == nil {
+		// The first look is not idle: the runtime forgets an event that came before it was asked to wait.
+		raw.Read(func(fd uintptr) bool {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+			return n > 0 || err != nil && !errors.Is(err, unix.EINTR) || w.stopped.Load()
+		})
+	}
+	unix.SetNonblock(w.fd, false)
+}
+
+// send sends all of bufs or, unless wait, what the socket takes at once.
+func (w *sockWire) send(bufs [][]byte, wait bool) (sent int, err error) {
+	for len(bufs) > 0 {
 		var n int
-		var err error
-		if len(w.wbufs) == 1 {
-			n, err = unix.SendmsgN(int(fd), w.wbufs[0], nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		if len(bufs) == 1 {
+			n, err = unix.SendmsgN(w.fd, bufs[0], nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 		} else {
-			n, err = unix.SendmsgBuffers(int(fd), w.wbufs, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+			n, err = unix.SendmsgBuffers(w.fd, bufs, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 		}
 		switch {
 		case errors.Is(err, unix.EINTR):
-			continue
+		case errors.Is(err, unix.EAGAIN) && !wait:
+			return sent, nil
 		case errors.Is(err, unix.EAGAIN):
-			return !w.wwait
+			// A slow client costs a thread. A shutdown ends the poll, too.
+			unix.Poll([]unix.PollFd{{Fd: int32(w.fd), Events: unix.POLLOUT}}, -1)
 		case err != nil:
-			w.werr = os.NewSyscallError("sendmsg", err)
-			return true
+			return sent, os.NewSyscallError("sendmsg", err)
+		default:
+			sent += n
+			bufs = consume(bufs, n)
 		}
-		w.wn += n
-		w.wbufs = consume(w.wbufs, n)
 	}
-	return true
-}
-
-func (w *sockWire) write(bufs [][]byte, wait bool) (int, error) {
-	w.wbufs, w.wwait, w.wn, w.werr = bufs, wait, 0, nil
-	err := w.raw.Write(w.wfn)
-	w.wbufs = nil
-	if err == nil {
-		err = w.werr
-	}
-	return w.wn, err
+	return sent, nil
 }
 
 func (w *sockWire) Writev(bufs [][]byte) error {
-	_, err := w.write(bufs, true)
+	_, err := w.send(bufs, true)
 	return err
 }
 
-func (w *sockWire) TryWritev(bufs [][]byte) (int, error) { return w.write(bufs, false) }
+func (w *sockWire) TryWritev(bufs [][]byte) (int, error) { return w.send(bufs, false) }
 
 func (w *sockWire) shut(how int) {
 	w.stopped.Store(true)
-	w.raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), how) })
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.closed {
+		unix.Shutdown(w.fd, how)
+	}
 }
 
 // StopReading wakes a receive that blocks in the kernel (shutdown) as well as one
@@ -195,6 +209,15 @@ func (w *sockWire) shut(how int) {
 func (w *sockWire) StopReading() { w.shut(unix.SHUT_RD) }
 
 func (w *sockWire) Shutdown() { w.shut(unix.SHUT_RDWR) }
+
+func (w *sockWire) Close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.closed {
+		w.closed = true
+		unix.Close(w.fd)
+	}
+}
 
 // consume drops the first n bytes of bufs, in place.
 func consume(bufs [][]byte, n int) [][]byte {
