@@ -308,7 +308,7 @@ func (n *Node) Link(path string) string {
 func (n *Node) Res(name string) string { return n.Link("resource-r0/" + name) }
 
 // waitLimit is the deadline of all waits; only a hang reaches it.
-const waitLimit = 60 * time.Second
+const waitLimit = 180 * time.Second
 
 // WaitFor waits for a predicate; if the daemon ends meanwhile there is nothing to
 // wait for.
