@@ -12,10 +12,11 @@ import (
 	"mars/device"
 	"mars/internal/vfs"
 	"mars/symlinktree"
+	"mars/transport"
 )
 
 // DefaultPort is the gossip port; data is on the next one (DESIGN section 6).
-const DefaultPort = 7777
+const DefaultPort = transport.DefaultPort
 
 // Config of a Node. The zero value of a field that Default fills is invalid.
 type Config struct {

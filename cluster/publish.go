@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"strconv"
@@ -205,17 +204,4 @@ func b2i(b bool) int {
 		return 1
 	}
 	return 0
-}
-
-var zeroes [4096]byte
-
-func allZero(p []byte) bool {
-	for len(p) > 0 {
-		n := min(len(p), len(zeroes))
-		if !bytes.Equal(p[:n], zeroes[:n]) {
-			return false
-		}
-		p = p[n:]
-	}
-	return true
 }

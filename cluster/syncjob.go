@@ -2,13 +2,13 @@ package cluster
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
 	"sync/atomic"
 	"time"
 
+	"mars/device"
 	"mars/logfile"
 	"mars/symlinktree"
 	"mars/transport"
@@ -170,11 +170,7 @@ func (w *worker) digests(ctx context.Context, off, length, chunk int64) ([][32]b
 		if pos, err = w.readRange(ctx, p, off); err != nil {
 			return nil, pos, err
 		}
-		var sum [32]byte
-		if !allZero(p) {
-			sum = sha256.Sum256(p)
-		}
-		sums = append(sums, sum)
+		sums = append(sums, device.ChunkSum(p))
 		off += int64(len(p))
 		length -= int64(len(p))
 	}
