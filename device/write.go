@@ -18,6 +18,8 @@ type backend struct{ *Engine }
 
 func (b backend) Sync(done func(error)) { b.Engine.Flush(done) }
 
+func (b backend) SyncNow() error { return b.Engine.FlushNow() }
+
 // blockSize is what records of a larger write are cut to, so that a crash between
 // two of them never tears a block.
 const blockSize = 4096
@@ -221,7 +223,7 @@ func (s *syncer) take(disarm bool) (waiting []func(error), armed bool) {
 	defer s.mu.Unlock()
 	waiting, s.waiting, s.spare = s.waiting, s.spare[:0], nil
 	armed = s.armed
-	if disarm || len(waiting) > 0 {
+	if disarm {
 		s.armed = false
 	}
 	return waiting, armed
@@ -244,6 +246,19 @@ func (s *syncer) finish(err error) {
 	for _, done := range waiting {
 		done(err)
 	}
+}
+
+// FlushNow is Flush for a caller that waits: nbd.Backend.SyncNow. Callers at the same time share
+// one fdatasync.
+func (e *Engine) FlushNow() error {
+	e.n.flushOps.Add(1)
+	if e.cfg.Durability != DurabilityNone {
+		return e.syncLog()
+	}
+	if f := e.failed.Load(); f != nil {
+		return f.err
+	}
+	return nil
 }
 
 // Flush calls done once everything is durable whose Submit has returned, on

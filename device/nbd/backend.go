@@ -47,6 +47,9 @@ type Backend interface {
 	// everything whose Submit returned before is durable, whichever connection it
 	// came from. It must not block. done does not block either.
 	Sync(done func(error))
+	// SyncNow is Sync for a caller that has nothing else to do: it returns when that
+	// is durable. It saves the way through another goroutine.
+	SyncNow() error
 }
 
 // Export is a Backend under a name.

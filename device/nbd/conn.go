@@ -34,6 +34,7 @@ type conn struct {
 	rx         receiver
 	batch      batch
 	replies    replies
+	habit      habit
 }
 
 func newConn(s *Server, nc net.Conn, only *string, id uint64) *conn {

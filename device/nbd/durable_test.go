@@ -46,6 +46,8 @@ func (d *volatileDisk) Sync(done func(error)) {
 	}()
 }
 
+func (d *volatileDisk) SyncNow() error { return syncNow(d.Sync) }
+
 // crash returns what the device holds after a power cut now.
 func (d *volatileDisk) crash(t testing.TB) *Memory {
 	m := NewMemory(d.Size())

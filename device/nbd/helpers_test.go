@@ -230,3 +230,12 @@ func (h *hookBackend) Sync(done func(error)) {
 	}
 	h.Memory.Sync(done)
 }
+
+func (h *hookBackend) SyncNow() error { return syncNow(h.Sync) }
+
+// syncNow is SyncNow made of Sync.
+func syncNow(start func(func(error))) error {
+	done := make(chan error, 1)
+	start(func(err error) { done <- err })
+	return <-done
+}

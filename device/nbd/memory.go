@@ -52,6 +52,9 @@ func (m *Memory) Submit(ops []Op) error {
 // Sync implements Backend.
 func (m *Memory) Sync(done func(error)) { done(nil) }
 
+// SyncNow has nothing to do.
+func (m *Memory) SyncNow() error { return nil }
+
 // Pages is the number of allocated pages of 64 KiB.
 func (m *Memory) Pages() int {
 	m.mu.RLock()

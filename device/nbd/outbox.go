@@ -43,6 +43,13 @@ func (o *outbox) room() (int, error) {
 	return o.maxRequests - o.waiting, o.err
 }
 
+// inFlight is the number of requests that somebody else will answer.
+func (o *outbox) inFlight() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.waiting
+}
+
 // waitBytes waits until the bytes held are within the limit.
 func (o *outbox) waitBytes() {
 	o.mu.Lock()

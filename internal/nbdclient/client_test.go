@@ -50,6 +50,13 @@ func (g *gateBackend) Sync(done func(error)) {
 	}()
 }
 
+func (g *gateBackend) SyncNow() error {
+	if gate := g.gate.Load(); gate != nil {
+		<-*gate
+	}
+	return nil
+}
+
 func serve(t testing.TB, network string, exports ...nbd.Export) (srv *nbd.Server, address string) {
 	t.Helper()
 	address = "127.0.0.1:0"
