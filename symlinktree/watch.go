@@ -30,11 +30,6 @@ type notifier interface {
 	Close() error
 }
 
-type inotify struct{ *fsnotify.Watcher }
-
-func (n inotify) Events() <-chan fsnotify.Event { return n.Watcher.Events }
-func (n inotify) Errors() <-chan error          { return n.Watcher.Errors }
-
 // newNotifier returns nil and the reason where there are no events to be had.
 func (t *Tree) newNotifier() (notifier, error) {
 	if t.notify != nil {
@@ -43,11 +38,11 @@ func (t *Tree) newNotifier() (notifier, error) {
 	if t.fs != vfs.OS {
 		return nil, errors.New("this file layer has no notification")
 	}
-	w, err := fsnotify.NewWatcher()
+	n, err := newInotify()
 	if err != nil {
 		return nil, fmt.Errorf("%w (raise fs.inotify.max_user_instances)", err)
 	}
-	return inotify{w}, nil
+	return n, nil
 }
 
 // Watch keeps the memory equal to the disk until ctx ends, and returns its
