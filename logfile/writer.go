@@ -71,7 +71,9 @@ type Writer struct {
 	closed  bool
 	idle    sync.Cond // signalled when writing becomes false
 
-	batch batch // owned by the leader
+	// Owned by the leader.
+	batch batch
+	ahead ahead
 
 	syncMu  sync.Mutex
 	syncing bool
@@ -102,7 +104,7 @@ func Create(dir string, name Name, opt WriterOptions) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{name: name, opt: opt, file: f}
+	w := &Writer{name: name, opt: opt, file: f, ahead: newAhead(f)}
 	w.idle.L = &w.mu
 	w.synced.L = &w.syncMu
 	return w, nil
@@ -241,6 +243,7 @@ func (w *Writer) write(calls []*appendCall) error {
 	if b.end == start {
 		return nil
 	}
+	w.ahead.reserve(w.file, start, b.end)
 	n, err := w.file.WritevAt(b.vectors(), start)
 	if err == nil && int64(n) != b.end-start {
 		err = io.ErrShortWrite
@@ -325,6 +328,9 @@ func (w *Writer) Close() error {
 		w.idle.Wait()
 	}
 	w.mu.Unlock()
+	if w.Err() == nil { // else a reader may want to see what is there
+		w.ahead.free(w.file, w.End())
+	}
 	_, err := w.Sync()
 	w.syncMu.Lock()
 	for w.syncing {

@@ -114,6 +114,16 @@ func skip(bufs [][]byte, n int) [][]byte {
 	return out
 }
 
+// Allocate implements Allocator.
+func (o *osFile) Allocate(off, n int64) error {
+	for {
+		err := unix.Fallocate(int(o.f.Fd()), unix.FALLOC_FL_KEEP_SIZE, off, n)
+		if err != unix.EINTR {
+			return os.NewSyscallError("fallocate", err)
+		}
+	}
+}
+
 func (o *osFile) Datasync() error {
 	for {
 		err := unix.Fdatasync(int(o.f.Fd()))

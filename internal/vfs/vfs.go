@@ -51,3 +51,10 @@ type File interface {
 // Fd is implemented by files that have a kernel descriptor (the real ones), for
 // ioctl, fallocate and locking. Fault layers that cannot offer one leave it out.
 type Fd interface{ Fd() uintptr }
+
+// Allocator is implemented by files that can be given space in advance.
+type Allocator interface {
+	// Allocate reserves space for [off, off+n). The size of the file stays as it is; what
+	// lies beyond it is freed by Truncate. After an error a part may be reserved.
+	Allocate(off, n int64) error
+}
