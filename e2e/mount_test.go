@@ -29,36 +29,44 @@ type mount struct {
 // attach makes a block device of n's export, not mounted yet.
 func attach(n *Node) *mount {
 	n.t.Helper()
-	m := &mount{t: n.t, dir: n.Path("mnt"), fuse: n.Path("fuse"), done: make(chan struct{})}
+	m := fuseFile(n.t, n.URI("r0"), n.Path("mnt"), n.Path("fuse"))
+	m.loop = strings.TrimSpace(tool(n.t, "losetup", "-f", "--show", m.file))
+	return m
+}
+
+// fuseFile makes a file of an export; dir is where its filesystem would be mounted.
+func fuseFile(t testing.TB, uri, dir, fuse string) *mount {
+	t.Helper()
+	m := &mount{t: t, dir: dir, fuse: fuse, done: make(chan struct{})}
 	m.file = filepath.Join(m.fuse, "nbd")
 	for _, d := range []string{m.dir, m.fuse} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
-			n.t.Fatal(err)
+			t.Fatal(err)
 		}
 	}
-	m.nbd = exec.Command("nbdfuse", m.file, n.URI("r0"))
-	out, err := os.Create(n.Path("nbdfuse.log"))
+	m.nbd = exec.Command("nbdfuse", m.file, uri)
+	said := fuse + ".log"
+	out, err := os.Create(said)
 	if err != nil {
-		n.t.Fatal(err)
+		t.Fatal(err)
 	}
 	defer out.Close()
 	m.nbd.Stdout, m.nbd.Stderr = out, out
 	if err := start(m.nbd); err != nil {
-		n.t.Fatal(err)
+		t.Fatal(err)
 	}
 	go func() { _ = m.nbd.Wait(); close(m.done) }()
-	n.t.Cleanup(m.tearDown)
-	testutil.WaitFor(n.t, waitLimit, "nbdfuse shows the device", func() bool {
+	t.Cleanup(m.tearDown)
+	testutil.WaitFor(t, waitLimit, "nbdfuse shows the device", func() bool {
 		select {
 		case <-m.done:
-			b, _ := os.ReadFile(n.Path("nbdfuse.log"))
-			n.t.Fatalf("nbdfuse has ended: %s", b)
+			b, _ := os.ReadFile(said)
+			t.Fatalf("nbdfuse has ended: %s", b)
 		default:
 		}
 		st, err := os.Stat(m.file)
 		return err == nil && st.Size() > 0
 	})
-	m.loop = strings.TrimSpace(tool(n.t, "losetup", "-f", "--show", m.file))
 	return m
 }
 

@@ -28,6 +28,7 @@ type Node struct {
 	dir  string
 
 	Args []string // arguments of marsd beside the standard ones
+	Bin  string   // directory of marsd and marsadm
 
 	cmd     *exec.Cmd
 	done    chan struct{}
@@ -37,7 +38,7 @@ type Node struct {
 
 func newNode(c *Cluster, i int, addr string) *Node {
 	name := "host" + string(rune('a'+i))
-	n := &Node{t: c.t, c: c, i: i, Name: name, Addr: addr, dir: filepath.Join(c.dir, name), Args: c.opt.args}
+	n := &Node{t: c.t, c: c, i: i, Name: name, Addr: addr, dir: filepath.Join(c.dir, name), Args: c.opt.args, Bin: bin}
 	for _, d := range []string{n.Root(), n.nbdDir()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			c.t.Fatal(err)
@@ -100,7 +101,7 @@ func (n *Node) env() []string {
 
 // daemon prepares a marsd of this node with further arguments.
 func (n *Node) daemon(args ...string) *exec.Cmd {
-	line := append([]string{filepath.Join(bin, "marsd"), "--bind", n.Addr, "--nbd-dir", n.nbdDir()}, n.Args...)
+	line := append([]string{filepath.Join(n.Bin, "marsd"), "--bind", n.Addr, "--nbd-dir", n.nbdDir()}, n.Args...)
 	line = append(line, args...)
 	if n.c.net != nil {
 		line = n.c.net.enter(n.i, line)
@@ -260,7 +261,7 @@ func (n *Node) Try(args ...string) (stdout, stderr string, code int) {
 	n.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), admLimit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(bin, "marsadm"), args...)
+	cmd := exec.CommandContext(ctx, filepath.Join(n.Bin, "marsadm"), args...)
 	var out, errs bytes.Buffer
 	cmd.Env, cmd.Stdout, cmd.Stderr = n.env(), &out, &errs
 	err := cmd.Run()
