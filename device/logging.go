@@ -34,6 +34,9 @@ func (e *Engine) StartLogging(name logfile.Name) error {
 	if on, _ := e.replay.state(); on || !e.repaired() {
 		return e.stateErr(op, "replay is on, or the dirty zone is not repaired")
 	}
+	if e.damaged != nil {
+		return e.stateErr(op, "recovery has failed: "+e.damaged.Error())
+	}
 	cur := e.idx.end()
 	size, err := e.chain.Size(cur.Log)
 	if err != nil && !errors.Is(err, errNotExist) {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 )
 
 // AppendRaw appends a fetched piece of a logfile. off must be the local size,
@@ -183,4 +184,70 @@ func (c *Chain) Truncate(name Name, size int64) error {
 	f.durable.Store(size)
 	f.dirty.Store(false)
 	return nil
+}
+
+// Restore makes a logfile size bytes long whose end got lost: what is missing
+// becomes a hole, which no Reader accepts. It never shortens.
+func (c *Chain) Restore(name Name, size int64) error {
+	if err := c.AppendRaw(name, 0, nil); err != nil {
+		var have *OffsetError
+		if !errors.As(err, &have) {
+			return err
+		}
+	}
+	f, err := c.acquire(name)
+	if err != nil {
+		return err
+	}
+	defer c.release(f)
+	f.syncing.Lock()
+	defer f.syncing.Unlock()
+	f.raw.Lock()
+	defer f.raw.Unlock()
+	if err := c.rawAllowed(f, "restore"); err != nil {
+		return err
+	}
+	have, err := f.file.Size()
+	if err == nil && have < size {
+		err = f.file.Truncate(size)
+	}
+	f.size.Store(-1)
+	if err == nil {
+		err = f.file.Datasync()
+	}
+	if err != nil {
+		return fmt.Errorf("restore %s to %d bytes: %w", name, size, err)
+	}
+	f.size.Store(max(have, size))
+	f.durable.Store(max(have, size))
+	f.syncErr = nil
+	f.dirty.Store(false)
+	c.notify(f)
+	return nil
+}
+
+// SetAside renames a logfile so that it is no log of the chain any more, durably, and
+// returns its new path. An older one of that name is replaced.
+func (c *Chain) SetAside(name Name) (path string, err error) {
+	if err := name.valid(); err != nil {
+		return "", err
+	}
+	path = filepath.Join(c.dir, "given-up-"+name.String())
+	c.making.Lock()
+	defer c.making.Unlock()
+	if err := c.unused(name, "set aside"); err != nil {
+		return "", err
+	}
+	if err = c.fs.Rename(c.path(name), path); err == nil {
+		err = c.fs.SyncDir(c.dir)
+	}
+	if err != nil {
+		return "", fmt.Errorf("set %s aside: %w", name, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f := c.files[name]; f != nil {
+		c.forget(f)
+	}
+	return path, nil
 }

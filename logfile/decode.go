@@ -183,14 +183,15 @@ func (d *decoder) checkTrailer(t *trailer) *fault {
 		return bad(errnoEBADMSG, marsIncomplete, "valid flag of the end part is %d", t.valid)
 	}
 	expected := d.lastSeq + 1
+	counts := d.mode == Strict || t.marker == sealMarker && d.mode != Lenient // who seals counts from 1
 	if d.lastSeq == 0 {
-		if d.mode == Strict && d.first && t.seq != 1 {
+		if counts && d.first && t.seq != 1 {
 			return bad(errnoEBADMSG, marsSeqForward, "first record has sequence number %d, want 1", t.seq)
 		}
 		return nil
 	}
 	switch {
-	case d.mode == Strict && t.seq < expected:
+	case (counts || d.sealed && d.mode != Lenient) && t.seq < expected:
 		return bad(errnoEBADMSG, marsSeqBackward, "sequence number %d, expected %d", t.seq, expected)
 	case t.seq > expected:
 		return bad(errnoEBADMSG, marsSeqForward, "sequence number %d, expected %d: records are missing", t.seq, expected)

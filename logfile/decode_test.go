@@ -482,3 +482,29 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// A reader that starts behind a sealed record knows which number must come next, and
+// sealed logs start with 1: what stopped one reader stops the next one too.
+func TestSealedNumbers(t *testing.T) {
+	rng := newRand(77)
+	one := sealed(1, 0, noise(rng, 600)).encode(t)
+	start := int64(len(one))
+	for _, c := range []struct {
+		seq uint32
+		ok  bool
+	}{{2, true}, {3, false}, {1, false}, {9, false}} {
+		log := append(bytes.Clone(one), sealed(c.seq, 4096, noise(rng, 600)).encode(t)...)
+		for _, from := range []int64{0, start} {
+			_, err := readAll(t, log, ReaderOptions{Start: from, End: int64(len(log))})
+			if c.ok != (err == nil || err == io.EOF) {
+				t.Errorf("number %d behind 1, read from %d: %v", c.seq, from, err)
+			}
+		}
+		if _, err := readAll(t, log, ReaderOptions{Mode: Lenient, Start: start, End: -1}); err != nil && err != io.EOF {
+			t.Errorf("lenient, number %d: %v", c.seq, err)
+		}
+	}
+	if _, err := readAll(t, sealed(2, 0, noise(rng, 600)).encode(t), ReaderOptions{End: -1}); err == nil || err == io.EOF {
+		t.Error("a sealed log that starts with number 2 passes")
+	}
+}

@@ -84,6 +84,7 @@ type Reader struct {
 	end  int64 // authoritative length
 	size int64 // file size when last seen
 
+	primed bool   // the record before Start has been looked at
 	buf    []byte // unread bytes from off on
 	chunk  []byte // the whole buffer
 	big    *[bigChunk]byte
@@ -138,6 +139,9 @@ func (r *Reader) Next(ctx context.Context) (*Record, error) {
 		}
 		return nil, io.EOF
 	}
+	if !r.primed {
+		r.prime()
+	}
 	avail := r.avail()
 	if int64(len(r.buf)) < min(avail, maxTotal) {
 		if err := r.fill(avail); err != nil {
@@ -158,6 +162,22 @@ func (r *Reader) Next(ctx context.Context) (*Record, error) {
 	r.buf = r.buf[r.rec.Total:]
 	r.off += int64(r.rec.Total)
 	return &r.rec, nil
+}
+
+// prime learns from the record before Start which number must come next: a reader that
+// was stopped by a wrong one must not be let past it by opening another.
+func (r *Reader) prime() {
+	r.primed = true
+	if r.opt.Start < Overhead || r.opt.Mode == Lenient {
+		return
+	}
+	var b [trailerSize]byte
+	if n, _ := r.f.ReadAt(b[:], r.opt.Start-trailerSize); n != len(b) {
+		return // fill reports what cannot be read
+	}
+	if t := parseTrailer(b[:]); t.magic == endMagic && t.valid == 1 {
+		r.dec.lastSeq, r.dec.sealed = t.seq, t.marker == sealMarker
+	}
 }
 
 // avail is the number of bytes that the log has in front of the reader.
