@@ -24,6 +24,7 @@ type layer struct {
 	log        *logRef
 	start, end int64
 	since      time.Time // when it became dirty
+	closed     time.Time // when it was frozen
 	ext        extentMap
 }
 
@@ -48,14 +49,22 @@ type layers struct {
 	count    atomic.Int64 // extents held
 	reserved atomic.Int64 // extents that writers under way may add
 	waiters  atomic.Int64
-	room     signal // a layer was dropped
+	room     signal // something of a layer was written, or it was dropped
+
+	// See admit.
+	drained atomic.Int64 // extents of the oldest layer that are written
+	total   atomic.Int64 // extents written since the start
+	owed    atomic.Int64 // what total must reach before the latest admitted writer goes on
+
+	touched atomic.Int64 // when something was added last, by the clock of born
+	born    time.Time
 
 	wakeBytes int64 // log bytes of the newest layer that wake the writeback
 	sealBytes int64 // log bytes of the newest layer that freeze it
 }
 
 func newLayers(from logfile.Position, cfg *EngineConfig) *layers {
-	x := &layers{limit: int64(cfg.IndexLimit), wakeBytes: cfg.WritebackBytes, sealBytes: 16 * cfg.WritebackBytes}
+	x := &layers{born: time.Now(), limit: int64(cfg.IndexLimit), wakeBytes: cfg.WritebackBytes, sealBytes: 16 * cfg.WritebackBytes}
 	x.list = []*layer{{log: &logRef{name: from.Log}, start: from.Offset, end: from.Offset}}
 	return x
 }
@@ -110,6 +119,61 @@ func (x *layers) reserve(ctx context.Context, n int, full func()) error {
 	}
 }
 
+// crowded reports whether a writer of n extents has to be slowed down.
+func (x *layers) crowded(n int) bool {
+	held := x.count.Load() - x.drained.Load()
+	return held > 0 && held+int64(n) > x.limit/2
+}
+
+// admit slows a writer of n extents down to the pace of the disk when half of the index is used, or to
+// less, the fuller it is: it waits until as many extents have been written. So a
+// backlog neither grows up to the limit, where writers would wait for a whole layer, nor stops anybody
+// who comes after it. full is called before it waits.
+func (x *layers) admit(ctx context.Context, n int, full func()) error {
+	soft := x.limit / 2
+	over := max(0, x.count.Load()-x.drained.Load()-soft)
+	charge := int64(n) + int64(n)*over/soft
+	target := int64(0)
+	for {
+		owed := x.owed.Load()
+		target = max(owed, x.total.Load()) + charge
+		if x.owed.CompareAndSwap(owed, target) {
+			break
+		}
+	}
+	x.waiters.Add(1)
+	defer x.waiters.Add(-1)
+	for {
+		room := x.room.wait()
+		if x.total.Load() >= target || !x.crowded(n) {
+			return nil
+		}
+		full()
+		select {
+		case <-room:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// drain says that n more extents of the oldest layer are written.
+func (x *layers) drain(n int) {
+	x.drained.Add(int64(n))
+	x.total.Add(int64(n))
+	if x.waiters.Load() > 0 {
+		x.room.fire()
+	}
+}
+
+// touch notes that something is being added.
+func (x *layers) touch() { x.touched.Store(int64(time.Since(x.born))) }
+
+// idle is the time since something was added.
+func (x *layers) idle() time.Duration {
+	return time.Since(x.born) - time.Duration(x.touched.Load())
+}
+
 func (x *layers) release(n int) {
 	x.reserved.Add(-worst(n))
 	if x.waiters.Load() > 0 {
@@ -132,7 +196,7 @@ func (x *layers) add(e extent, end int64) (wake bool) {
 	before := l.ext.count
 	l.ext.insert(e)
 	x.count.Add(int64(l.ext.count - before))
-	if int64(l.ext.count) >= x.limit/4 || l.end-l.start >= x.sealBytes {
+	if int64(l.ext.count) >= x.limit/8 || l.end-l.start >= x.sealBytes {
 		x.freeze(l.log, l.end) // so that room comes back in portions
 		return true
 	}
@@ -142,6 +206,7 @@ func (x *layers) add(e extent, end int64) (wake bool) {
 // freeze ends the newest layer at its present end and starts another one on log.
 // The caller holds mu.
 func (x *layers) freeze(log *logRef, start int64) {
+	x.top().closed = time.Now()
 	x.list = append(x.list, &layer{log: log, start: start, end: start})
 }
 
@@ -150,6 +215,7 @@ func (x *layers) freeze(log *logRef, start int64) {
 func (x *layers) written(l *layer) {
 	x.mu.Lock()
 	x.count.Add(-int64(l.ext.count))
+	x.total.Add(max(0, int64(l.ext.count)-x.drained.Swap(0)))
 	l.ext.reset()
 	l.start = l.end
 	x.mu.Unlock()
@@ -180,6 +246,7 @@ func (x *layers) swap(fresh []*layer, f func() error) error {
 	}
 	x.list = fresh
 	x.count.Store(int64(n))
+	x.drained.Store(0)
 	x.room.fire()
 	return nil
 }

@@ -337,6 +337,7 @@ func (e *Engine) ingest(ctx context.Context, limit int64, opt logfile.ReaderOpti
 		r.reader, r.name = rd, pos.Log
 	}
 	r.reader.Extend(limit)
+	e.idx.touch()
 	wake := false
 	for range e.portion() {
 		rec, err := r.reader.Next(ctx)

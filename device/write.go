@@ -105,14 +105,8 @@ func (e *Engine) append(b *batch) error {
 	if f := e.failed.Load(); f != nil {
 		return f.err // without waiting for room that may never come
 	}
-	if !e.idx.tryReserve(n) {
-		start := time.Now()
-		e.n.writerWaits.Add(1)
-		err := e.idx.reserve(e.ctx, n, e.wb.hurry)
-		e.n.writerWaited.Add(int64(time.Since(start)))
-		if err != nil {
-			return err
-		}
+	if err := e.awaitRoom(n); err != nil {
+		return err
 	}
 	defer e.idx.release(n)
 	e.logMu.RLock()
@@ -138,6 +132,23 @@ func (e *Engine) append(b *batch) error {
 	return nil
 }
 
+// awaitRoom reserves room for n extents in the index.
+func (e *Engine) awaitRoom(n int) error {
+	crowded := e.idx.crowded(n)
+	if !crowded && e.idx.tryReserve(n) {
+		return nil
+	}
+	start := time.Now()
+	e.n.writerWaits.Add(1)
+	defer func() { e.n.writerWaited.Add(int64(time.Since(start))) }()
+	if crowded {
+		if err := e.idx.admit(e.ctx, n, e.wb.hurry); err != nil {
+			return err
+		}
+	}
+	return e.idx.reserve(e.ctx, n, e.wb.hurry)
+}
+
 // onAppend is what the own log calls, in log order, when records are in the file
 // and before anybody is told.
 func (e *Engine) onAppend(ref *logRef) func([]logfile.Placed) {
@@ -151,6 +162,7 @@ func (e *Engine) onAppend(ref *logRef) func([]logfile.Placed) {
 		}
 		to := x.top().end
 		x.mu.Unlock()
+		x.touch()
 		e.n.logBytes.Add(to - from)
 		if wake {
 			e.wb.wake()

@@ -91,9 +91,9 @@ func (e *Engine) nextLayer() (l *layer, due time.Duration) {
 		return nil, 0
 	}
 	full := e.wb.full.Swap(false)
-	age := time.Since(l.since)
-	if !full && e.wb.forced.Load() == 0 && age < e.cfg.WritebackAge && l.end-l.start < e.cfg.WritebackBytes {
-		return nil, e.cfg.WritebackAge - age
+	due = min(e.cfg.WritebackAge-time.Since(l.since), e.idleAge()-x.idle())
+	if !full && e.wb.forced.Load() == 0 && due > 0 && l.end-l.start < e.cfg.WritebackBytes {
+		return nil, due
 	}
 	x.freeze(l.log, l.end)
 	return l, 0
@@ -253,38 +253,104 @@ type run struct {
 	kind     kind
 }
 
-// writeExtents writes a frozen layer in device order, several runs at a time.
+// unit is what one job writes and waits for at a time: neighbouring runs.
+type unit struct {
+	at       cursor
+	runs     int
+	extents  int
+	off, end int64
+}
+
+// Bounds of a unit; with two units of each job under way they bound what a FLUSH of a
+// client finds queued in front of it.
+const (
+	unitRuns  = 8
+	unitBytes = maxRun
+)
+
+func nextUnit(m *extentMap, c cursor) (unit, cursor) {
+	u := unit{at: c, off: m.at(c).off}
+	for bytes := int64(0); u.runs < unitRuns && bytes < unitBytes && c.li < len(m.leaf); u.runs++ {
+		var r run
+		r, c = nextRun(m, c)
+		u.extents += r.n
+		u.end = r.off + r.len
+		bytes += r.len
+	}
+	return u, c
+}
+
+// writeExtents writes a frozen layer in device order, several units at a time, and
+// returns when the device has all of it (not yet flushed).
 func (e *Engine) writeExtents(l *layer) error {
 	ctx, cancel := context.WithCancelCause(e.ctx)
 	defer cancel(nil)
-	runs := make(chan run, 2*e.cfg.WritebackJobs)
+	e.idx.drained.Store(0)
+	units := make(chan unit)
 	var wg sync.WaitGroup
 	for range e.cfg.WritebackJobs {
 		wg.Go(func() {
 			buf := runBuffers.Get().(*[maxRun]byte)
 			defer runBuffers.Put(buf)
-			for r := range runs {
+			var last unit
+			for u := range units {
 				if ctx.Err() != nil {
 					continue
 				}
-				if err := e.writeRun(l, r, buf[:]); err != nil {
+				err := e.writeUnit(l, u, buf[:])
+				if err == nil {
+					err = e.waitUnit(last)
+				}
+				if err != nil {
+					cancel(err)
+				}
+				last = u
+			}
+			if ctx.Err() == nil {
+				if err := e.waitUnit(last); err != nil {
 					cancel(err)
 				}
 			}
 		})
 	}
-	m := &l.ext
+	m, pace, done := &l.ext, e.newPacer(l), 0
 	for c := m.norm(cursor{}); c.li < len(m.leaf) && ctx.Err() == nil; {
-		var r run
-		r, c = nextRun(m, c)
+		var u unit
+		u, c = nextUnit(m, c)
+		pace.pause(ctx, done)
 		select {
-		case runs <- r:
+		case units <- u:
+			done += u.extents
 		case <-ctx.Done():
 		}
 	}
-	close(runs)
+	close(units)
 	wg.Wait()
 	return context.Cause(ctx)
+}
+
+func (e *Engine) writeUnit(l *layer, u unit, buf []byte) error {
+	c := u.at
+	for range u.runs {
+		var r run
+		r, c = nextRun(&l.ext, c)
+		if err := e.writeRun(l, r, buf); err != nil {
+			return err
+		}
+	}
+	return e.disk.StartWriteOut(u.off, u.end-u.off)
+}
+
+// waitUnit ends a unit; the zero unit has nothing.
+func (e *Engine) waitUnit(u unit) error {
+	if u.runs == 0 {
+		return nil
+	}
+	if err := e.disk.WaitWriteOut(u.off, u.end-u.off); err != nil {
+		return err
+	}
+	e.idx.drain(u.extents)
+	return nil
 }
 
 // nextRun returns the run that starts at c and the place behind it.
