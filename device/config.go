@@ -99,7 +99,7 @@ type EngineConfig struct {
 	MaxRecord      int           // payload bytes of one record; default logfile.MaxPayload
 	IndexLimit     int           // extents held, about 48 bytes each; writers wait beyond it. Default 1<<20
 	WritebackAge   time.Duration // oldest dirty data before writeback starts. Default 2 s
-	WritebackBytes int64         // logged bytes that start writeback at once. Default 64 MiB
+	WritebackBytes int64         // logged bytes that start writeback at once. Default 256 MiB
 	WritebackJobs  int           // disk writes in flight. Default 4
 	SyncInterval   time.Duration // the log is synced at latest this long after a write. Default 20 ms
 	RetryMin       time.Duration // first pause after a failed writeback; doubles. Default 100 ms
@@ -123,7 +123,7 @@ func DefaultEngineConfig() EngineConfig {
 		MaxRecord:      logfile.MaxPayload,
 		IndexLimit:     1 << 20,
 		WritebackAge:   2 * time.Second,
-		WritebackBytes: 64 << 20,
+		WritebackBytes: 256 << 20,
 		WritebackJobs:  4,
 		SyncInterval:   20 * time.Millisecond,
 		RetryMin:       100 * time.Millisecond,

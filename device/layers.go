@@ -64,7 +64,7 @@ type layers struct {
 }
 
 func newLayers(from logfile.Position, cfg *EngineConfig) *layers {
-	x := &layers{born: time.Now(), limit: int64(cfg.IndexLimit), wakeBytes: cfg.WritebackBytes, sealBytes: 16 * cfg.WritebackBytes}
+	x := &layers{born: time.Now(), limit: int64(cfg.IndexLimit), wakeBytes: cfg.WritebackBytes, sealBytes: 4 * cfg.WritebackBytes}
 	x.list = []*layer{{log: &logRef{name: from.Log}, start: from.Offset, end: from.Offset}}
 	return x
 }
