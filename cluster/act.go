@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"time"
 
 	"mars/device"
@@ -131,11 +132,16 @@ func (w *worker) detach(ctx context.Context) (func(), error) {
 // the version links, whatever they said before (reference symlink-tree 4.8).
 func (w *worker) recoverLog(ctx context.Context, a Recover) (func(), error) {
 	_, eng := w.shared.get()
-	end, torn, err := eng.RecoverDurable(ctx, a.Durable, a.Force)
+	end, torn, err := eng.RecoverKnown(ctx, a.Known, a.Force)
 	if err != nil {
-		return nil, err
+		return func() { w.setDamage(err, a.Force) }, err
 	}
-	if torn > 0 {
+	if a.Force {
+		if err := w.forgetLogs(end.Log); err != nil {
+			return nil, err
+		}
+	}
+	if torn > 0 && !a.Force {
 		w.log.Warn("cut an unfinished record off the end of the own log; nothing in it was acknowledged", keyPos, end.String(), "bytes", torn)
 	}
 	for _, l := range w.ownLogs() {
@@ -146,7 +152,34 @@ func (w *worker) recoverLog(ctx context.Context, a Recover) (func(), error) {
 	return w.setRecovered, w.n.tree.SyncDir(w.r.Dir())
 }
 
+// setDamage remembers why the own logs cannot be recovered.
+func (w *worker) setDamage(err error, forced bool) {
+	var d *device.DamageError
+	w.damage, w.verdict = nil, nil
+	if errors.As(err, &d) {
+		w.damage, w.verdict = &Damage{At: d.At, Lost: d.Lost, Reason: d.Err.Error(), Forced: forced}, d.Err
+	} else if forced {
+		w.damage = &Damage{Reason: err.Error(), Forced: true}
+	}
+}
+
+// forgetLogs takes back what this node said about own logs behind last: they have
+// been given up.
+func (w *worker) forgetLogs(last logfile.Name) error {
+	for _, e := range w.n.tree.Snapshot().List(w.r.Dir()) {
+		seq, host, ok := symlinktree.NumberedOf(path.Base(e.Path), "version")
+		if !ok || host != w.n.cfg.Node || seq <= last.Seq {
+			continue
+		}
+		if err := w.n.tree.Delete(e.Path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (w *worker) setRecovered() {
+	w.damage, w.verdict = nil, nil
 	w.recovered = true
 	w.recoveredOwn.Store(true)
 }
@@ -154,17 +187,14 @@ func (w *worker) setRecovered() {
 // ownLogs are this node's logs from the replay position on, ascending.
 func (w *worker) ownLogs() []logfile.Name {
 	chain, eng := w.shared.get()
-	from := eng.Status().Applied.Log
+	st := eng.Status()
 	list, err := chain.List()
 	if err != nil {
 		return nil
 	}
 	var own []logfile.Name
 	for _, l := range list {
-		if l.Name.Host == w.n.cfg.Node && l.Name.Seq >= from.Seq {
-			if n := len(own); n > 0 && own[n-1].Seq+1 != l.Name.Seq {
-				break
-			}
+		if l.Name.Host == w.n.cfg.Node && l.Name.Seq >= st.Applied.Log.Seq && l.Name.Seq <= st.IngestEnd.Log.Seq {
 			own = append(own, l.Name)
 		}
 	}
@@ -185,13 +215,19 @@ func (w *worker) setReplay(ctx context.Context, on bool) error {
 // final before the new one is mentioned.
 func (w *worker) nextLog(next logfile.Name) error {
 	_, eng := w.shared.get()
-	if err := w.leaveLog(eng.Status().Current); err != nil {
+	cur := eng.Status().Current
+	if err := w.leaveLog(cur); err != nil {
 		return err
 	}
 	if err := eng.NextLog(next); err != nil {
 		return err
 	}
-	return w.publishLength(next)
+	chain, _ := w.shared.get()
+	size, err := chain.Durable(next)
+	if err != nil {
+		return err
+	}
+	return w.publishAfter(cur.Seq, next, size)
 }
 
 // leaveLog says that a log stays as long as it is here.
@@ -225,7 +261,7 @@ func (w *worker) lead(next logfile.Name) error {
 	if err := eng.StartLogging(next); err != nil {
 		return err
 	}
-	return w.announce(next)
+	return w.announce(cur, next)
 }
 
 // rotate goes on in the next own log. The engine syncs the old one before it
@@ -239,12 +275,16 @@ func (w *worker) rotate(next logfile.Name) error {
 	if err := w.publishLength(cur); err != nil {
 		return err
 	}
-	return w.announce(next)
+	return w.announce(cur, next)
 }
 
-// announce publishes a new own log, durably: peers build on it.
-func (w *worker) announce(log logfile.Name) error {
-	if err := w.publishVersion(log, 0); err != nil {
+// announce publishes a new own log behind prev, durably: peers build on it.
+func (w *worker) announce(prev, log logfile.Name) error {
+	before := prev.Seq
+	if prev == log {
+		before = w.before(log)
+	}
+	if err := w.publishAfter(before, log, 0); err != nil {
 		return err
 	}
 	if v, _ := w.n.tree.Get(w.r.MaxNrPath()); symlinktree.LeadingInt(v) < int64(log.Seq) {
@@ -326,9 +366,26 @@ func (w *worker) openExport() {
 // That one is mended first if it does not say the length that the file has: peers
 // build on it, and a stale one would look like a split brain.
 func (w *worker) publishVersion(log logfile.Name, pos int64) error {
+	return w.publishAfter(w.before(log), log, pos)
+}
+
+// before is the number of the log that log follows: what our link of it says, else
+// one less.
+func (w *worker) before(log logfile.Name) int {
+	v, _ := w.n.tree.Get(w.r.VersionPath(log.Seq, w.n.cfg.Node))
+	if l, err := symlinktree.ParseVersion(v); err == nil && nameOf(l) == log {
+		if prev, ok := l.Predecessor(); ok && prev.Seq < log.Seq {
+			return prev.Seq
+		}
+	}
+	return log.Seq - 1
+}
+
+// publishAfter is publishVersion for a log that follows the one of number before.
+func (w *worker) publishAfter(before int, log logfile.Name, pos int64) error {
 	prev := ""
-	if log.Seq > 1 {
-		path := w.r.VersionPath(log.Seq-1, w.n.cfg.Node)
+	if before > 0 {
+		path := w.r.VersionPath(before, w.n.cfg.Node)
 		prev, _ = w.n.tree.Get(path)
 		if before, err := symlinktree.ParseVersion(prev); err == nil {
 			chain, _ := w.shared.get()

@@ -16,11 +16,12 @@ type (
 	// Detach stops everything and closes engine and disk.
 	Detach struct{}
 	// Recover scans the node's own logs from the replay position to their end. What
-	// was ever published as durable (up to Durable) must be there; behind it a power
-	// cut may have left anything.
+	// was ever published as durable (Known, the own logs in order with their lengths)
+	// must be there; behind it a power cut may have left anything. Force gives up what
+	// is damaged.
 	Recover struct {
-		Durable logfile.Position
-		Force   bool
+		Known []logfile.Position
+		Force bool
 	}
 	// Replay switches ingestion of the current log on or off. Off returns with the
 	// disk at an exact prefix.
@@ -57,9 +58,15 @@ type (
 	Say struct{ Key, Text string }
 )
 
-func (Attach) String() string    { return "attach" }
-func (Detach) String() string    { return "detach" }
-func (a Recover) String() string { return fmt.Sprintf("recover up to %s force=%v", a.Durable, a.Force) }
+func (Attach) String() string { return "attach" }
+func (Detach) String() string { return "detach" }
+func (a Recover) String() string {
+	var last logfile.Position
+	if n := len(a.Known); n > 0 {
+		last = a.Known[n-1]
+	}
+	return fmt.Sprintf("recover up to %s force=%v", last, a.Force)
+}
 func (a Replay) String() string  { return fmt.Sprintf("replay %v", a.On) }
 func (a Next) String() string    { return "next " + a.Log.String() }
 func (a Lead) String() string    { return "lead " + a.Log.String() }

@@ -37,7 +37,7 @@ func (d *decision) say(key, format string, args ...any) {
 }
 
 func (d *decision) run() {
-	if d.f.Holdoff != "" {
+	if d.f.Holdoff != "" && d.f.Damage == nil {
 		d.say(msgTransition, "%s", d.f.Holdoff)
 	}
 	wanted := d.in.member && d.in.attach && !d.f.Closing
@@ -125,12 +125,7 @@ func (d *decision) attach() {
 
 func (d *decision) recover() {
 	cur := d.f.Current
-	if l, ok := d.f.log(cur); d.in.pos.Min == 0 && (!ok || l.Size == 0) {
-		if was := d.chain.published(cur); was > 0 && !d.forced() {
-			d.say(msgReplayStop, "%s of %s is empty here although %d bytes of it were durable once: this node's tree directory has lost data; designate another member, or give them up with pause-fetch and primary --force",
-				cur, d.r, was)
-			return
-		}
+	if l, ok := d.f.log(cur); d.in.pos.Min == 0 && (!ok || l.Size == 0) && d.chain.published(cur) == 0 {
 		// Nothing was ever written to it: nothing to recover.
 		if d.in.primary == d.f.Node {
 			d.becomePrimary()
@@ -139,13 +134,32 @@ func (d *decision) recover() {
 		}
 		return
 	}
-	d.move(Recover{d.chain.lastOf(d.f.Node), d.forced()})
+	known := d.chain.own(d.f.Node)
+	dm := d.f.Damage
+	if dm == nil {
+		d.move(Recover{known, false})
+		return
+	}
+	accepted := d.in.giveUp == dm.At.String()
+	if accepted && !dm.Forced && d.f.Busy == "" {
+		d.do(Recover{known, true}) // a person waits: no holdoff
+		return
+	}
+	next := fmt.Sprintf("marsadm primary --force %s gives them up", d.r)
+	if d.in.primary != d.f.Node {
+		next = fmt.Sprintf("marsadm invalidate %s copies everything from the primary", d.r)
+	}
+	d.say(msgReplayStop, "own log of %s is damaged at %s: %s; %d bytes of log behind it may have been acknowledged; "+
+		"make a member primary that has them, or: %s", d.r, dm.At, dm.Reason, dm.Lost, next)
+	d.move(Recover{known, accepted}) // the file may have been repaired
 }
 
 // forced is the administrator's word that what cannot be had shall be given up:
-// designated, but told not to fetch (reference symlink-tree 4.22).
+// designated, but told not to fetch (reference symlink-tree 4.22), or told to go on
+// from the very place where it stands now.
 func (d *decision) forced() bool {
-	return d.in.primary == d.f.Node && !d.in.connect
+	here := logfile.Position{Log: d.f.Current, Offset: d.f.Ingested}
+	return d.in.primary == d.f.Node && (!d.in.connect || d.in.giveUp == here.String())
 }
 
 // serve: actual and designated primary.
@@ -208,11 +222,31 @@ func (d *decision) becomePrimary() {
 		d.move(Replay{On: false})
 		return
 	}
-	next := logfile.Name{Seq: cur.Seq + 1, Host: d.f.Node}
-	if own && d.f.size(cur) == 0 {
-		next = cur // handed out, never written
+	if own && d.f.size(cur) == 0 && d.chain.published(cur) == 0 {
+		d.move(Lead{cur}) // handed out, never written
+		return
 	}
-	d.move(Lead{next})
+	d.move(Lead{d.unused()})
+}
+
+// unused is a number that this node has never given to a log with data, as far as
+// anybody knows: what others may have under that name must not mix with what comes.
+// It follows the current one unless logs behind it have been given up.
+func (d *decision) unused() logfile.Name {
+	n := d.f.Current.Seq
+	for _, l := range d.f.Logs {
+		if l.Name.Host == d.f.Node && l.Size > 0 {
+			n = max(n, l.Name.Seq)
+		}
+	}
+	for seq, hosts := range d.chain.bySeq {
+		for _, v := range hosts {
+			if v.Origin == d.f.Node && v.Pos > 0 {
+				n = max(n, seq)
+			}
+		}
+	}
+	return logfile.Name{Seq: n + 1, Host: d.f.Node}
 }
 
 // otherPrimary is a member that says that it is actual primary and is alive to say so.
@@ -329,7 +363,15 @@ func (d *decision) replay(on bool) {
 func (d *decision) damaged() {
 	cur := d.f.Current
 	d.say(msgReplayStop, "replay of %s stopped in %s at %d: %s", d.r, cur, d.f.DamagedAt, d.f.Damaged)
-	if cur.Host == d.f.Node || !d.in.connect {
+	if cur.Host == d.f.Node {
+		return
+	}
+	if final := d.chain.final(cur); final >= 0 && final <= d.f.DamagedAt && d.f.size(cur) > final {
+		d.stopFetch()
+		d.move(Refetch{cur, final}) // its writer has given that part up
+		return
+	}
+	if !d.in.connect {
 		return
 	}
 	if d.f.Refetches >= maxRefetches {

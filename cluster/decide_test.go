@@ -109,6 +109,13 @@ func own(f *Facts) {
 	f.Logs = append(f.Logs, LogFact{log(2, "b"), 50})
 }
 
+// damaged: recovery of b's own log has found a defect at 20.
+func damaged(f *Facts) {
+	own(f)
+	f.Ingested = 20
+	f.Damage = &Damage{At: logfile.Position{Log: log(2, "b"), Offset: 20}, Lost: 30, Reason: "checksum"}
+}
+
 func leading(f *Facts) {
 	own(f)
 	f.Mode, f.Exported, f.Recovered, f.LogSize = ModeLogging, true, true, 50
@@ -268,8 +275,38 @@ func TestDecide(t *testing.T) {
 		{"own log, role lost meanwhile", with("primary", "a"), own, "recover up to log-000000002-b,50 force=false"},
 		{"own empty log is used", with("replay-b", "log-000000002-b,0,0", "version-000000002-b", version(2, "b", 0, v1)), func(f *Facts) { own(f); f.Logs[1].Size = 0; f.Ingested = 0 }, "lead log-000000002-b"},
 		{"own log announced, never created", with("replay-b", "log-000000002-b,0,0", "version-000000002-b", version(2, "b", 0, v1)), func(f *Facts) { own(f); f.Logs, f.Ingested = f.Logs[:1], 0 }, "lead log-000000002-b"},
-		{"own log lost", with("replay-b", "log-000000002-b,0,0"), func(f *Facts) { own(f); f.Logs[1].Size = 0; f.Ingested = 0 }, "say:err-replay-stop"},
-		{"own log damaged, told to give up the rest", with("todo-b/connect", "0"), own, "recover up to log-000000002-b,50 force=true"},
+		{"own log lost", with("replay-b", "log-000000002-b,0,0"), func(f *Facts) { own(f); f.Logs[1].Size = 0; f.Ingested = 0 }, "recover up to log-000000002-b,50 force=false"},
+		{"pause-fetch is not consent", with("todo-b/connect", "0"), own, "recover up to log-000000002-b,50 force=false"},
+
+		// the own log is damaged
+		{"damaged: told, and tried again", ownTree, damaged, "say:err-replay-stop; recover up to log-000000002-b,50 force=false"},
+		{"damaged: told while held off", ownTree, func(f *Facts) { damaged(f); f.Holdoff = "recover of r0" }, "say:err-replay-stop"},
+		{"damaged: to be given up, at once", with("todo-b/give-up", "log-000000002-b,20"), func(f *Facts) { damaged(f); f.Holdoff = "recover of r0" },
+			"recover up to log-000000002-b,50 force=true"},
+		{"damaged: to be given up, under way", with("todo-b/give-up", "log-000000002-b,20"), func(f *Facts) { damaged(f); f.Busy = "recover" }, "say:err-replay-stop"},
+		{"damaged: giving up has failed", with("todo-b/give-up", "log-000000002-b,20"),
+			func(f *Facts) { damaged(f); f.Damage.Forced, f.Holdoff = true, "recover of r0" }, "say:err-replay-stop"},
+		{"damaged: consent was for another place", with("todo-b/give-up", "log-000000002-b,10"), damaged,
+			"say:err-replay-stop; recover up to log-000000002-b,50 force=false"},
+		{"damaged: consent of before it was known", with("todo-b/give-up", "log-000000002-b,20"), own, "recover up to log-000000002-b,50 force=false"},
+		{"damaged: never primary", with("todo-b/connect", "0"), damaged, "say:err-replay-stop; recover up to log-000000002-b,50 force=false"},
+		{"given up: goes on behind every number that was used", with("version-000000002-b", version(2, "b", 20, v1), "version-000000003-c", version(3, "b", 70, version(2, "b", 50, v1))),
+			func(f *Facts) { own(f); f.Recovered, f.Ingested, f.Logs[1].Size = true, 20, 20 }, "replay true"},
+		{"given up: others keep what was given up", with("todo-b/give-up", "log-000000002-b,20", "version-000000002-b", version(2, "b", 20, v1), "version-000000003-c", version(3, "b", 70, version(2, "b", 50, v1))),
+			func(f *Facts) { own(f); f.Recovered, f.Ingested, f.Logs[1].Size = true, 20, 20 }, "lead log-000000004-b"},
+		{"all own logs are known, also across a gap", map[string]string{"primary": "b", "actual-a/is-primary": "0", "replay-b": "log-000000002-b,0,50",
+			"version-000000002-b": version(2, "b", 50, v1), "version-000000005-b": version(5, "b", 7, version(2, "b", 50, v1))}, own,
+			"recover up to log-000000005-b,7 force=false"},
+		{"the writer gave up a damaged part", map[string]string{"version-000000004-a": version(4, "a", 0, version(1, "a", 90, ""))},
+			func(f *Facts) { f.Ingested, f.Damaged, f.DamagedAt, f.Refetches = 90, "checksum", 90, maxRefetches },
+			"stop-fetch; say:err-replay-stop; refetch log-000000001-a at 90"},
+		{"numbers may be left out", map[string]string{"version-000000004-a": version(4, "a", 0, v1)}, func(f *Facts) { f.Fetch = nil },
+			"fetch log-000000004-a from a"},
+		{"the log that we are in was given up", map[string]string{"replay-b": "log-000000002-a,70,0", "version-000000002-b": version(2, "a", 70, v1),
+			"version-000000004-a": version(4, "a", 0, version(1, "a", 60, ""))},
+			func(f *Facts) {
+				f.Current, f.Ingested, f.Logs, f.Fetch = log(2, "a"), 70, []LogFact{{log(2, "a"), 70}}, nil
+			}, "fetch log-000000002-a from a; say:err-splitbrain-detected"},
 
 		// primary
 		{"device appears", ownTree, func(f *Facts) { leading(f); f.Exported = false }, "export"},

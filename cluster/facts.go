@@ -25,6 +25,14 @@ type LogFact struct {
 	Size int64 // bytes that are durable here
 }
 
+// Damage is why the own logs of this node cannot be taken to their end.
+type Damage struct {
+	At     logfile.Position // the last sound record ends here
+	Lost   int64            // bytes behind it that would be given up
+	Reason string
+	Forced bool // giving them up has failed, too
+}
+
 // FetchFact describes the running log subscription.
 type FetchFact struct {
 	Log   logfile.Name
@@ -58,6 +66,8 @@ type Facts struct {
 	Damaged   string       // ingestion stopped at a damaged record: the reason
 	DamagedAt int64
 	Refetches int // how often Current has been fetched again since it last made progress
+
+	Damage *Damage // the own logs cannot be recovered
 
 	Logs []LogFact
 
@@ -102,6 +112,7 @@ type intent struct {
 	syncPos                       symlinktree.Replay
 	syncPosOK                     bool
 	syncSource                    string
+	giveUp                        string // position of a damage that the administrator accepts
 	members                       []string
 }
 
@@ -117,6 +128,7 @@ func readIntent(s *symlinktree.Snapshot, r symlinktree.Resource, node string) in
 		sync:       symlinktree.Switch(str(r.TodoPath(node, "sync"))),
 		synced:     symlinktree.LeadingInt(str(r.SyncStatusPath(node))),
 		syncSource: str(r.Path("syncsource-" + node)), // see syncSourcePath,
+		giveUp:     str(r.TodoPath(node, symlinktree.GiveUp)),
 		members:    symlinktree.Members(s, r),
 	}
 	in.member = in.disk != ""

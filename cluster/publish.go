@@ -3,6 +3,7 @@ package cluster
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"strconv"
 	"syscall"
 	"time"
@@ -28,6 +29,7 @@ func (w *worker) publish(s *symlinktree.Snapshot, f Facts, said map[string]strin
 		st = eng.Status()
 	}
 	exported := w.export != nil
+	flag(symlinktree.LogRecovered, w.ownEndKnown(s))
 	flag("is-attached", eng != nil)
 	flag("is-primary", exported || f.Mode == ModeLogging)
 	flag("is-replaying", f.Mode == ModeReplaying)
@@ -46,7 +48,8 @@ func (w *worker) publish(s *symlinktree.Snapshot, f Facts, said map[string]strin
 		put("if-flying", strconv.Itoa(flying))
 		put("if-state", strconv.Itoa(errno(st.LogErr)))
 	}
-	put("replay-code", replayCode(st, f))
+	put("replay-code", replayCode(w.stopped(st), f))
+	put(symlinktree.LogDamage, damageLink(f.Damage))
 	put("disk-error", strconv.Itoa(errno(st.DiskErr)))
 	w.publishVersions(f, st)
 	w.publishRates(put, st)
@@ -95,25 +98,67 @@ func (p *progress) due(log logfile.Name, pos int64, every time.Duration, wake fu
 	return true
 }
 
-// replayCode is the original's: 0 running, 1 finished, <0 -errno with the MARS
-// error and a repeated byte behind it (reference symlink-tree 1.5).
-func replayCode(st device.Status, f Facts) string {
-	var corrupt *logfile.CorruptError
-	if errors.As(st.ReplayErr, &corrupt) {
-		code := fmt.Sprintf("%d,%d", -corrupt.MarsCode, -corrupt.Errno)
-		if corrupt.RepeatedByte >= 0 {
-			code += fmt.Sprintf(",0x%02x", corrupt.RepeatedByte)
-		}
-		return code
+// ownEndKnown is false while this node has a log of its own whose real end it has not
+// looked for since it started: its links may say too little.
+func (w *worker) ownEndKnown(s *symlinktree.Snapshot) bool {
+	in := readIntent(s, w.r, w.n.cfg.Node)
+	return w.recovered || in.pos.Origin != w.n.cfg.Node && readVersions(s, w.r).lastOf(w.n.cfg.Node).Log.Seq <= in.pos.Seq
+}
+
+// stopped is why replay or recovery stands still.
+func (w *worker) stopped(st device.Status) error {
+	if w.damage != nil {
+		return errors.Join(w.verdict, syscall.EBADMSG)
 	}
+	return st.ReplayErr
+}
+
+// damageLink is the place where the own log is damaged and how many bytes would be
+// lost; 0 if it is sound.
+func damageLink(d *Damage) string {
+	if d == nil || d.At.Log.IsZero() {
+		return "0"
+	}
+	return fmt.Sprintf("%s,%d", d.At, d.Lost)
+}
+
+// replayCode is the original's: 0 running, 1 finished, 2 incomplete, <0 -errno with
+// the MARS error and a repeated byte behind it (reference symlink-tree 1.5).
+func replayCode(stopped error, f Facts) string {
+	var corrupt *logfile.CorruptError
 	var torn *logfile.TornError
-	if st.ReplayErr != nil && !errors.As(st.ReplayErr, &torn) {
-		return strconv.Itoa(errno(st.ReplayErr))
+	switch {
+	case errors.As(stopped, &corrupt):
+		return defectCode(&corrupt.Defect)
+	case errors.As(stopped, &torn) && f.Damage != nil:
+		return defectCode(&torn.Defect)
+	case errors.As(stopped, &torn):
+		return "2"
+	case errors.Is(stopped, fs.ErrNotExist):
+		return strconv.Itoa(-int(syscall.ENOENT))
+	case stopped != nil:
+		return strconv.Itoa(errno(stopped))
 	}
 	if f.Mode == ModeReplaying && f.Ingested < f.size(f.Current) {
 		return "0"
 	}
 	return "1"
+}
+
+// defectCode names a defect; what was begun and not ended is incomplete.
+func defectCode(d *logfile.Defect) string {
+	code := d.Errno
+	if code == 0 || code == int(syscall.EAGAIN) {
+		code = int(syscall.ERESTART)
+	}
+	text := strconv.Itoa(-code)
+	if d.MarsCode != 0 || d.RepeatedByte >= 0 {
+		text += "," + strconv.Itoa(d.MarsCode)
+	}
+	if d.RepeatedByte >= 0 {
+		text += fmt.Sprintf(",0x%02x", d.RepeatedByte)
+	}
+	return text
 }
 
 // errno is the negative errno of an error, as disk-error and if-state show it.
@@ -135,6 +180,9 @@ func (w *worker) publishMessages(put func(name, value string), said map[string]s
 	}
 	if st.LogErr != nil {
 		said["err-log"] = fmt.Sprintf("log of %s on %s: %v", w.r, w.n.cfg.Node, st.LogErr)
+	}
+	if st.JournalErr != nil {
+		said["err-links"] = fmt.Sprintf("position of %s on %s cannot be written: %v", w.r, w.n.cfg.Node, st.JournalErr)
 	}
 	if _, ok := w.messages[msgReplayStop]; !ok {
 		w.messages[msgReplayStop] = ""

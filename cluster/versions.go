@@ -71,13 +71,32 @@ func (v versions) lastOf(origin string) (last logfile.Position) {
 	return last
 }
 
+// own lists the logs that origin wrote, in order, up to the newest one, each with the
+// length at which it was left; of the newest, what anybody vouches for.
+func (v versions) own(origin string) (list []logfile.Position) {
+	last := v.lastOf(origin)
+	for log := last.Log; log.Host == origin; {
+		list = append([]logfile.Position{last}, list...)
+		l, ok := v.bySeq[log.Seq][origin]
+		prev, known := l.Predecessor()
+		if !ok || !known || nameOf(l) != log || prev.Seq >= log.Seq {
+			break
+		}
+		log = nameOf(prev)
+		last = logfile.Position{Log: log, Offset: prev.Pos}
+	}
+	return list
+}
+
 // successors lists the logs that somebody has started after log, with the end of
 // log that they build on.
 func (v versions) successors(log logfile.Name) map[logfile.Name]symlinktree.Version {
 	out := make(map[logfile.Name]symlinktree.Version)
-	for _, l := range v.bySeq[log.Seq+1] {
-		if prev, ok := l.Predecessor(); ok && nameOf(prev) == log {
-			out[nameOf(l)] = prev
+	for seq, hosts := range v.bySeq { // numbers may be left out, see lead
+		for _, l := range hosts {
+			if prev, ok := l.Predecessor(); ok && seq > log.Seq && nameOf(prev) == log {
+				out[nameOf(l)] = prev
+			}
 		}
 	}
 	return out
@@ -130,10 +149,13 @@ func (v versions) next(log logfile.Name, node string, end int64) (logfile.Name, 
 		found = name
 	}
 	if found.IsZero() {
-		// A log of that number that does not build on ours is another branch.
-		for _, l := range v.bySeq[log.Seq+1] {
-			if l.Prev != "" && nameOf(l) != log {
-				return nameOf(l), nextSplit
+		// A log of a later number that builds on something else is another branch.
+		for seq, hosts := range v.bySeq {
+			for _, l := range hosts {
+				prev, ok := l.Predecessor()
+				if seq == log.Seq+1 && l.Prev != "" && nameOf(l) != log || ok && seq > log.Seq && prev.Seq < log.Seq {
+					return nameOf(l), nextSplit
+				}
 			}
 		}
 		return found, nextNone

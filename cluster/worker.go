@@ -39,7 +39,9 @@ type worker struct {
 	disk      *device.Disk
 	export    *device.Export
 	recovered bool
-	busy      string // transition under way
+	damage    *Damage // of the own logs; the last recovery failed because of it
+	verdict   error   // its cause
+	busy      string  // transition under way
 	backoff   backoff
 	ctx       context.Context // of the run goroutine
 	cancel    context.CancelFunc
@@ -222,7 +224,7 @@ func (w *worker) openChain() error {
 func (w *worker) facts(s *symlinktree.Snapshot) Facts {
 	f := Facts{
 		Node: w.n.cfg.Node, Busy: w.busy, Holdoff: w.backoff.reason(), ResizeFailed: w.resizeRetry.reason(),
-		Recovered: w.recovered, Alive: w.n.alive(), Closing: w.closing(),
+		Recovered: w.recovered, Damage: w.damage, Alive: w.n.alive(), Closing: w.closing(),
 		Heard: w.n.heardAll(symlinktree.Members(s, w.r)), RotateSize: w.n.rotateSize.Load(),
 		Avoid: make(map[string]bool),
 	}

@@ -208,6 +208,9 @@ func (r *recovery) setAside(name logfile.Name) error {
 // successor is the log that follows name: this node's own one, or the only one
 // there is if own ones come later. Zero: name is the last.
 func (e *Engine) successor(name logfile.Name) (logfile.Name, error) {
+	if next := e.idx.after(name); !next.IsZero() {
+		return next, nil
+	}
 	list, err := e.chain.List()
 	if err != nil {
 		return logfile.Name{}, err
@@ -380,4 +383,16 @@ func (e *Engine) laterBytes(name logfile.Name) (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+// after is the log that follows name in the index, zero if it is not there or the last.
+func (x *layers) after(name logfile.Name) logfile.Name {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for i, l := range x.list[1:] {
+		if x.list[i].log.name == name && l.log.name != name {
+			return l.log.name
+		}
+	}
+	return logfile.Name{}
 }

@@ -14,7 +14,18 @@ const (
 	SwitchSync           = "sync"
 	SwitchAllowReplay    = "allow-replay"
 	SwitchEmergencyLimit = "emergency-limit" // 0..100, not a boolean
+	// GiveUp is no switch but the place of a damage in the own log, "log-N-H,OFFSET":
+	// what is behind it may be lost. It counts for that very place only.
+	GiveUp = "give-up"
 )
+
+// LogDamage is the link in actual-H that says where H's own log is damaged, and how
+// many bytes of log are behind that: "log-N-H,OFFSET,BYTES", or 0.
+const LogDamage = "log-damage"
+
+// LogRecovered is the link in actual-H that is 0 while H has not looked for the real
+// end of its own logs since it started.
+const LogRecovered = "log-recovered"
 
 // Special values.
 const (

@@ -62,9 +62,14 @@ func checkPrimary(t macro.Tree, in primaryInput) error {
 	r, h := in.res, in.host
 	on := func(path string) bool { v, _ := t.Get(path); return symlinktree.Switch(v) }
 	old := oldPrimary(t, r)
-	if in.force && on(r.TodoPath(h, symlinktree.SwitchConnect)) {
+	at, _ := ownDamage(t, r, h)
+	if in.force && at == "" && on(r.TodoPath(h, symlinktree.SwitchConnect)) {
 		return refuse(fmt.Sprintf("think twice, then: marsadm pause-fetch %s; marsadm primary --force %s", r, r),
 			"a forced handover may lose data and is refused while fetch is on")
+	}
+	if !in.force && at != "" {
+		return refuse(fmt.Sprintf("see marsadm view %s for what would be lost; then make a member primary that has it, or give it up: marsadm primary --force %s", r, r),
+			"the own log of %s is damaged at %s", h, at)
 	}
 	if old != h {
 		if err := checkSynced(t, r, h); err != nil {
@@ -89,6 +94,17 @@ func checkPrimary(t macro.Tree, in primaryInput) error {
 			"replay has stopped on %s with an error: %s", h, macro.ErrnoText(code))
 	}
 	return checkUnused(t, r, old, false)
+}
+
+// ownDamage is the place where host's own log is damaged, as marsd says, and the
+// bytes of log that are behind it; empty if it is sound.
+func ownDamage(t macro.Tree, r symlinktree.Resource, host string) (at string, lost int64) {
+	v, _ := t.Get(r.ActualPath(host, symlinktree.LogDamage))
+	i := strings.LastIndexByte(v, ',')
+	if i < 0 {
+		return "", 0
+	}
+	return v[:i], macro.Number(v[i+1:])
 }
 
 // checkSynced: a disk that is not a version of the data can never become primary,
@@ -162,6 +178,9 @@ func gate(t macro.Tree, r symlinktree.Resource, old, host string) (missing strin
 			}
 		}
 		return "", nil
+	}
+	if v, _ := t.Get(r.ActualPath(old, symlinktree.LogRecovered)); v == "0" {
+		return fmt.Sprintf("%s has not found the end of its own log yet", old), nil
 	}
 	for _, p := range []func(string) string{r.ReplayPath, func(h string) string { return r.VersionPath(highest, h) }} {
 		theirs, ok1 := t.Get(p(old))
@@ -247,6 +266,9 @@ func primary(ctx context.Context, j *job) error {
 	switch {
 	case j.forced():
 		j.showLoss(old)
+		if err := j.giveUp(); err != nil {
+			return err
+		}
 		if err := j.awaitLinks(ctx, "fetch has stopped", linkIs{path: j.r.ActualPath(j.host, "is-copying"), want: "0"}); err != nil {
 			return err
 		}
@@ -279,6 +301,18 @@ func (j *job) showLoss(old string) {
 		j.warn("%d bytes of log (%s, written in about %s) that %s has are not here: they will be lost on this side",
 			lost, macro.HumanNumber(float64(lost)), macro.HumanSeconds(seconds), old)
 	}
+}
+
+// giveUp tells marsd to end the own log in front of its damage, and the person what
+// that costs. It holds for this very damage.
+func (j *job) giveUp() error {
+	at, lost := ownDamage(j.tree, j.r, j.host)
+	if at == "" {
+		return nil
+	}
+	j.warn("the own log of %s ends at %s from now on: %d bytes of log behind that (%s) are given up; logs behind it are kept as given-up-log-* in the resource directory",
+		j.host, at, lost, macro.HumanNumber(float64(lost)))
+	return j.apply([]op{set(j.r.TodoPath(j.host, symlinktree.GiveUp), at)})
 }
 
 // handover takes the role from the old primary and waits until nothing of its

@@ -112,6 +112,9 @@ func stateMacros() []Macro {
 			done, _ := symlinktree.ParseStamp(c.val(c.actual(h, "if-completion-stamp")))
 			return itoa(c.Real.Unix() - done.Time().Unix())
 		}),
+		perHost("log-damage", "where the own log of host is damaged, and the bytes behind it", func(c *Context, h string) string {
+			return c.val(c.actual(h, symlinktree.LogDamage))
+		}),
 		perHost("replay-code", "how replay ended", func(c *Context, h string) string { return c.val(c.actual(h, "replay-code")) }),
 	)
 }

@@ -100,6 +100,8 @@ func damageWord(code int64) string {
 		return "IncompleteLog"
 	case -int64(unix.EBADRQC):
 		return "UnInitializedLogRecord"
+	case -int64(unix.ENOENT):
+		return "MissingLog"
 	}
 	return "DefectiveLog"
 }
