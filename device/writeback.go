@@ -404,5 +404,6 @@ type knobs struct {
 	skipDirty       bool // the dirty zone is not announced
 	checkpointFirst bool // the position moves before the data is on the disk
 	skipFlush       bool // the position moves before the disk is flushed
+	skipAdmit       bool // writers run into the limit of the index
 	skipGuard       bool // full sync does not care whether replay overtook it
 }
