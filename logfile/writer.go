@@ -66,6 +66,7 @@ type Writer struct {
 	mu      sync.Mutex
 	waiting []*appendCall
 	spare   []*appendCall // the slice that waiting takes turns with
+	calls   sync.Pool     // of *appendCall
 	writing bool          // a leader is at work
 	err     error         // sticky
 	closed  bool
@@ -89,8 +90,6 @@ type appendCall struct {
 	lead    bool // set instead of a result: become the leader
 	wake    chan struct{}
 }
-
-var appendCalls = sync.Pool{New: func() any { return &appendCall{wake: make(chan struct{}, 1)} }}
 
 // Create opens a Writer on a new logfile in dir, or on an existing empty one. The
 // file has mode 0600 and its name is durable. A tombstone of the same name is
@@ -136,8 +135,7 @@ func (w *Writer) Append(entries []Entry) (end int64, err error) {
 			return w.End(), fmt.Errorf("append to %s: %w", w.name, err)
 		}
 	}
-	c := appendCalls.Get().(*appendCall)
-	c.entries, c.err, c.lead = entries, nil, false
+	c := w.call(entries)
 	w.mu.Lock()
 	if err := w.refuse(); err != nil {
 		w.mu.Unlock()
@@ -163,9 +161,20 @@ func (w *Writer) Append(entries []Entry) (end int64, err error) {
 	return end, err
 }
 
+// call takes an appendCall from the pool. The pool is the Writer's own, because its
+// channels belong to one test bubble.
+func (w *Writer) call(entries []Entry) *appendCall {
+	c, ok := w.calls.Get().(*appendCall)
+	if !ok {
+		c = &appendCall{wake: make(chan struct{}, 1)}
+	}
+	c.entries, c.err, c.lead = entries, nil, false
+	return c
+}
+
 func (w *Writer) recycle(c *appendCall) {
 	c.entries = nil
-	appendCalls.Put(c)
+	w.calls.Put(c)
 }
 
 // refuse reports why nothing can be appended. w.mu is held.
