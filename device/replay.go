@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"sync"
+	"sync/atomic"
 
 	"mars/logfile"
 )
@@ -19,6 +20,7 @@ type replayer struct {
 	busy   sync.Mutex
 	reader *logfile.Reader // of the log at the end of the index; guarded by busy
 	name   logfile.Name
+	torn   atomic.Int64 // the durable length that cuts a record, else 0
 
 	mu     sync.Mutex
 	on     bool
@@ -236,6 +238,9 @@ func (e *Engine) replayLoop() {
 			<-nap.Done()
 		} else {
 			torn = e.replayOnce(nap, limit, torn)
+			if r.torn.Swap(torn) != torn {
+				e.notify()
+			}
 		}
 		if nap.Err() != nil {
 			torn = 0 // told to look again
@@ -292,7 +297,7 @@ func (e *Engine) replayUpTo(nap context.Context, limit, durable int64, sealed bo
 			return 0
 		}
 		e.replay.busy.Lock()
-		var err error
+		err := io.EOF                           // a portion may end where the zone does
 		if now, want := e.replayLimit(); want { // the switch may have moved before busy was ours
 			err = e.ingest(nap, min(limit, now), logfile.ReaderOptions{Mode: e.cfg.ReaderMode})
 		}

@@ -325,3 +325,32 @@ func TestReplayPackedZeros(t *testing.T) {
 	must(t, w.e.Close())
 	must(t, diff(w.diskContent(), want))
 }
+
+// The repair of a zone ends also when a portion of records ends exactly there.
+func TestRepairEndsWithPortion(t *testing.T) {
+	const size = 128 << 10
+	names, data, _ := logsOf(t, 31, size, 60, 0)
+	w := newWorld(t, 31, size, nil, func(c *EngineConfig) { c.IndexLimit = 64 })
+	w.feed(names[0], 0, data[0])
+	var ends []int64
+	r := logfile.NewReader(bytes.NewReader(data[0]), int64(len(data[0])), names[0], logfile.ReaderOptions{End: -1})
+	for rec, err := r.Next(t.Context()); err == nil; rec, err = r.Next(t.Context()) {
+		ends = append(ends, rec.End())
+	}
+	r.Close()
+	zone := ends[2*w.e.portion()-1]
+	w.e.abandon()
+	w.jour.end = zone
+	w.open()
+	w.pause()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w.e.replayUpTo(w.e.ctx, zone, int64(len(data[0])), false)
+	}()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("replay looks at a zone that is repaired for ever")
+	}
+}
