@@ -42,6 +42,8 @@ func (w *worker) act(a Action) {
 		w.begin(a.String(), func(ctx context.Context) (func(), error) {
 			return func() { w.refetches.add(a.Log, a.At) }, w.refetch(ctx, a)
 		})
+	case Cut:
+		w.begin(a.String(), func(ctx context.Context) (func(), error) { return nil, w.refetch(ctx, Refetch(a)) })
 	case Resize:
 		w.begin(a.String(), func(context.Context) (func(), error) { return w.resize(a.Size), nil })
 	case Export:
@@ -178,8 +180,23 @@ func (w *worker) forgetLogs(last logfile.Name) error {
 	return nil
 }
 
+// setAside is the highest number of an own log that a recovery has set aside.
+func (w *worker) setAside() (seq int) {
+	list, err := w.n.cfg.FS.ReadDir(w.dir())
+	if err != nil {
+		w.log.Error("cannot list logfiles", keyPath, w.dir(), keyErr, err)
+	}
+	for _, e := range list {
+		if name, ok := logfile.ParseSetAside(e.Name()); ok && name.Host == w.n.cfg.Node {
+			seq = max(seq, name.Seq)
+		}
+	}
+	return seq
+}
+
 func (w *worker) setRecovered() {
 	w.damage, w.verdict = nil, nil
+	w.givenUp = w.setAside()
 	w.recovered = true
 	w.recoveredOwn.Store(true)
 }
@@ -250,11 +267,15 @@ func (w *worker) publishLength(log logfile.Name) error {
 // lead opens the own log and says so before the device appears.
 func (w *worker) lead(next logfile.Name) error {
 	_, eng := w.shared.get()
-	cur := eng.Status().Current
+	st := eng.Status()
+	cur := st.Current
 	// After a failure the old log ends where it became durable, which only the
 	// engine finds; announce then publishes it.
-	if cur != next && eng.Status().Mode != device.Error {
-		if err := w.leaveLog(cur); err != nil {
+	if cur != next && st.Mode != device.Error {
+		chain, _ := w.shared.get()
+		chain.Seal(cur)
+		// What this node has of it, even if the file is not here any more.
+		if err := w.publishVersion(cur, st.IngestEnd.Offset); err != nil {
 			return err
 		}
 	}
@@ -324,7 +345,7 @@ func (w *worker) yield(ctx context.Context, x *device.Export) (apply func(), err
 // from there.
 func (w *worker) refetch(ctx context.Context, a Refetch) error {
 	chain, eng := w.shared.get()
-	w.log.Warn("fetching a damaged part of a logfile again", keyLog, a.Log.String(), keyPos, a.At)
+	w.log.Warn("cutting a damaged part off a copy of a logfile", keyLog, a.Log.String(), keyPos, a.At)
 	ctx, cancel := context.WithTimeout(ctx, w.n.cfg.DiskPatience)
 	defer cancel()
 	if err := eng.SetReplay(ctx, false); err != nil && eng.Status().ReplayErr == nil {

@@ -47,6 +47,11 @@ type (
 		Log logfile.Name
 		At  int64
 	}
+	// Cut ends a copy in front of what cannot be read: it is given up.
+	Cut struct {
+		Log logfile.Name
+		At  int64
+	}
 	// Sync copies what differs from the primary; StopSync ends it.
 	Sync struct {
 		Peer    string
@@ -77,6 +82,7 @@ func (a Resize) String() string  { return fmt.Sprintf("resize to %d", a.Size) }
 func (a Fetch) String() string   { return "fetch " + a.Log.String() + " from " + a.Peer }
 func (StopFetch) String() string { return "stop-fetch" }
 func (a Refetch) String() string { return fmt.Sprintf("refetch %s at %d", a.Log, a.At) }
+func (a Cut) String() string     { return fmt.Sprintf("cut %s at %d", a.Log, a.At) }
 func (a Sync) String() string    { return fmt.Sprintf("sync from %s restart=%v", a.Peer, a.Restart) }
 func (StopSync) String() string  { return "stop-sync" }
 func (a Say) String() string     { return a.Key + ": " + a.Text }

@@ -208,12 +208,14 @@ func (d *decision) becomePrimary() {
 		d.catchUp()
 		return
 	}
+	if !own && !d.in.connect && d.f.size(cur) > d.f.Ingested && (d.f.Torn || d.f.Damaged != "" && d.f.DamagedAt >= 0) {
+		d.stopFetch()
+		d.move(Cut{cur, d.f.Ingested}) // forced: the readable prefix is all there is
+		return
+	}
 	if !d.caughtUp() {
 		d.catchUp()
-		if d.f.Damaged == "" || d.in.connect {
-			return
-		}
-		// Forced: the readable prefix is all there is.
+		return
 	} else if !d.atEndOfHistory() {
 		return
 	}
@@ -233,7 +235,7 @@ func (d *decision) becomePrimary() {
 // anybody knows: what others may have under that name must not mix with what comes.
 // It follows the current one unless logs behind it have been given up.
 func (d *decision) unused() logfile.Name {
-	n := d.f.Current.Seq
+	n := max(d.f.Current.Seq, d.f.GivenUp)
 	for _, l := range d.f.Logs {
 		if l.Name.Host == d.f.Node && l.Size > 0 {
 			n = max(n, l.Name.Seq)
@@ -362,7 +364,7 @@ func (d *decision) replay(on bool) {
 // damaged: the local copy has a bad record. A peer's copy heals it.
 func (d *decision) damaged() {
 	cur := d.f.Current
-	d.say(msgReplayStop, "replay of %s stopped in %s at %d: %s", d.r, cur, d.f.DamagedAt, d.f.Damaged)
+	d.say(msgReplayStop, "replay of %s stopped in %s at %d: %s", d.r, cur, d.f.Ingested, d.f.Damaged)
 	if cur.Host == d.f.Node {
 		return
 	}

@@ -64,10 +64,11 @@ type Facts struct {
 	LogFailed bool         // ModeLogging: the own log takes no more
 	Torn      bool         // ingestion waits behind an incomplete record
 	Damaged   string       // ingestion stopped at a damaged record: the reason
-	DamagedAt int64
-	Refetches int // how often Current has been fetched again since it last made progress
+	DamagedAt int64        // -1: not a defect of the log, but of the reading
+	Refetches int          // how often Current has been fetched again since it last made progress
 
-	Damage *Damage // the own logs cannot be recovered
+	Damage  *Damage // the own logs cannot be recovered
+	GivenUp int     // highest number of an own log that was set aside
 
 	Logs []LogFact
 

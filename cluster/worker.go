@@ -41,6 +41,7 @@ type worker struct {
 	recovered bool
 	damage    *Damage // of the own logs; the last recovery failed because of it
 	verdict   error   // its cause
+	givenUp   int     // highest number of an own log that was set aside
 	busy      string  // transition under way
 	backoff   backoff
 	ctx       context.Context // of the run goroutine
@@ -224,7 +225,7 @@ func (w *worker) openChain() error {
 func (w *worker) facts(s *symlinktree.Snapshot) Facts {
 	f := Facts{
 		Node: w.n.cfg.Node, Busy: w.busy, Holdoff: w.backoff.reason(), ResizeFailed: w.resizeRetry.reason(),
-		Recovered: w.recovered, Damage: w.damage, Alive: w.n.alive(), Closing: w.closing(),
+		Recovered: w.recovered, Damage: w.damage, GivenUp: w.givenUp, Alive: w.n.alive(), Closing: w.closing(),
 		Heard: w.n.heardAll(symlinktree.Members(s, w.r)), RotateSize: w.n.rotateSize.Load(),
 		Avoid: make(map[string]bool),
 	}
@@ -267,13 +268,13 @@ func (w *worker) facts(s *symlinktree.Snapshot) Facts {
 	var torn *logfile.TornError
 	var corrupt *logfile.CorruptError
 	switch {
-	case errors.As(st.ReplayErr, &torn):
+	case errors.As(st.ReplayErr, &torn), st.ReplayErr == nil && st.Torn:
 		f.Torn = true
 	case errors.As(st.ReplayErr, &corrupt):
 		f.Damaged, f.DamagedAt = corrupt.Reason, corrupt.Offset
 		f.Refetches = w.refetches.count(st.Current, corrupt.Offset)
 	case st.ReplayErr != nil:
-		f.Damaged, f.DamagedAt = st.ReplayErr.Error(), f.Ingested
+		f.Damaged, f.DamagedAt = st.ReplayErr.Error(), -1
 		f.Refetches = maxRefetches // not something that fetching heals
 	}
 	if w.export != nil {

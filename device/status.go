@@ -56,6 +56,7 @@ type Status struct {
 	LogBacklog int64 // log bytes between Applied and IngestEnd
 
 	Replay     bool  // the replay switch
+	Torn       bool  // replay waits for the rest of a record that is here in part
 	ReplayErr  error // *logfile.TornError or *logfile.CorruptError: replay stopped there
 	DiskErr    error // writeback is failing and being retried
 	LogErr     error // the own log failed
@@ -68,6 +69,7 @@ type Status struct {
 func (e *Engine) Status() Status {
 	s := Status{Size: e.Size(), Counters: e.n.snapshot()}
 	s.Replay, s.ReplayErr = e.replay.state()
+	torn := e.replay.torn.Load()
 	if f := e.failed.Load(); f != nil {
 		s.LogErr = f.err
 	}
@@ -87,6 +89,7 @@ func (e *Engine) Status() Status {
 	s.Mode, s.Applied, s.DirtyEnd, s.DiskErr, s.JournalErr = e.mode, e.applied, e.dirtyEnd, e.diskErr, e.jourErr
 	e.mu.Unlock()
 	s.Current = s.IngestEnd.Log
+	s.Torn = torn > s.IngestEnd.Offset && s.Mode == Replaying
 	if w != nil && w.Name() == s.Current {
 		s.LogEnd, s.LogDurable = s.IngestEnd.Offset, w.Durable()
 	} else {

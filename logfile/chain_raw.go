@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // AppendRaw appends a fetched piece of a logfile. off must be the local size,
@@ -226,13 +227,25 @@ func (c *Chain) Restore(name Name, size int64) error {
 	return nil
 }
 
+const setAsidePrefix = "given-up-"
+
+// ParseSetAside parses the name of a file that SetAside has made.
+func ParseSetAside(file string) (Name, bool) {
+	rest, ok := strings.CutPrefix(file, setAsidePrefix)
+	if !ok {
+		return Name{}, false
+	}
+	name, err := ParseName(rest)
+	return name, err == nil
+}
+
 // SetAside renames a logfile so that it is no log of the chain any more, durably, and
 // returns its new path. An older one of that name is replaced.
 func (c *Chain) SetAside(name Name) (path string, err error) {
 	if err := name.valid(); err != nil {
 		return "", err
 	}
-	path = filepath.Join(c.dir, "given-up-"+name.String())
+	path = filepath.Join(c.dir, setAsidePrefix+name.String())
 	c.making.Lock()
 	defer c.making.Unlock()
 	if err := c.unused(name, "set aside"); err != nil {
