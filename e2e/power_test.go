@@ -56,7 +56,7 @@ func skip(t testing.TB, why string) {
 }
 
 // marsSize is the size of the crash disk under /mars.
-const marsSize = 96 * mib
+const marsSize = 160 * mib
 
 // power is a node whose /mars (an ext4) and whose disk are crash disks. This process
 // is the server of both, so that they have one history.
@@ -182,6 +182,7 @@ func (p *power) restore(s *crashdisk.State) {
 		p.t.Fatal(err)
 	}
 	p.mars = loopMount(p.t, img, p.n.Root())
+	p.t.Cleanup(p.n.end) // before it is unmounted
 }
 
 // drop ends the node of a cut.
@@ -218,7 +219,9 @@ func (p *power) await(what string, cond func() bool) error {
 			return fmt.Errorf("%s: marsd has ended: %v\n%s", what, p.n.exit, p.n.logTail(10))
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("%s: not within %v\n%s", what, hangRule, p.n.logTail(10))
+			view, _, _ := p.n.Try("view", "all")
+			links, _ := try(p.t, "ls", "-lR", filepath.Join(p.n.Root(), "resource-r0"))
+			return fmt.Errorf("%s: not within %v\n%s%s%s", what, hangRule, view, links, p.n.logTail(10))
 		}
 	}
 	return nil

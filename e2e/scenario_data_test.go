@@ -55,34 +55,3 @@ func TestV02AnytimeConsistency(t *testing.T) {
 	c.Rate(b, "")
 	w.equal(a)
 }
-
-// TestV04PrimaryKilled: kill -9 of the primary loses no acknowledged write, and the
-// role comes back by itself.
-func TestV04PrimaryKilled(t *testing.T) {
-	c := NewCluster(t, 2, WithArgs(fastArgs...))
-	a, b := c.Nodes[0], c.Nodes[1]
-	w := newWorld(t, c, 16*mib)
-	w.gate.rate = 4e6
-	rnd := seeded(t)
-	repeat(t, 5, func(i int) {
-		w.start(a)
-		w.more(a, 50+rnd.IntN(200))
-		if i%5 == 4 {
-			a.Adm("log-rotate", "r0")
-			w.more(a, 1+rnd.IntN(5))
-		}
-		a.Kill()
-		w.crashed()
-		a.Start()
-		a.Adm("wait-resource", "r0", "is-device")
-		a.WaitView("is-primary", "1")
-		if got := a.View("get-primary", "r0"); got != a.Name {
-			t.Errorf("round %d: the primary is %q", i, got)
-		}
-		v := w.readBack("device after kill -9", a)
-		t.Logf("round %d: %s", i, v.Summary())
-		w.noSplitBrain()
-	})
-	b.WaitView("is-consistent", "1")
-	w.equal(a)
-}
