@@ -138,33 +138,41 @@ func (w *worker) run() {
 			w.release()
 			return
 		}
+		pause := minRound
 		select {
 		case <-w.wake:
 		case <-tick.C:
 		case <-w.changed():
+			pause = progressRound
 		case c := <-w.ready:
 			w.complete(c)
 		case f := <-w.post:
 			f()
 		}
-		w.pace()
+		w.pace(pause)
 	}
 }
 
 // pace bounds the rounds of a busy resource: progress is published a few times a
 // second, not for every record.
-func (w *worker) pace() {
-	if wait := minRound - time.Since(w.looked); wait > 0 {
+func (w *worker) pace(pause time.Duration) {
+	if wait := pause - time.Since(w.looked); wait > 0 {
 		select {
 		case <-time.After(wait):
+		case <-w.wake:
+			w.pace(minRound)
 		case c := <-w.ready:
 			w.complete(c)
 		}
 	}
 }
 
-// minRound is the shortest time between two rounds of one resource.
-const minRound = 10 * time.Millisecond
+// The shortest time between two rounds of one resource; the longer one if only
+// the engine has got on.
+const (
+	minRound      = 10 * time.Millisecond
+	progressRound = 50 * time.Millisecond
+)
 
 // release frees what outlives a detach.
 func (w *worker) release() {
