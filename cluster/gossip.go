@@ -14,16 +14,20 @@ import (
 // makes this node look sooner. Without it everything works on the streams and
 // the retry loops.
 func (n *Node) runGossip(ctx context.Context) {
-	if !n.cfg.Gossip {
-		return
+	for n.cfg.Gossip && n.gossip(ctx) {
 	}
+}
+
+// gossip takes part until the uuid of the cluster changes, because two have become
+// one; then it returns true.
+func (n *Node) gossip(ctx context.Context) (again bool) {
 	label, err := n.awaitUUID(ctx)
 	if err != nil {
-		return
+		return false
 	}
 	host, port, err := splitBind(n.cfg.Bind)
 	if err != nil {
-		return // Validate has refused it before
+		return false // Validate has refused it before
 	}
 	adv, advPort := n.advertise(host, port)
 	g, err := transport.NewGossip(transport.GossipConfig{
@@ -34,7 +38,7 @@ func (n *Node) runGossip(ctx context.Context) {
 	})
 	if err != nil {
 		n.log.Warn("gossip is off: the cluster works on, news travels by its streams alone", keyAddr, n.cfg.Bind, keyErr, err)
-		return
+		return false
 	}
 	defer g.Close()
 	wake, stop := n.tree.Subscribe()
@@ -43,8 +47,11 @@ func (n *Node) runGossip(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			g.Leave(time.Second)
-			return
+			return false
 		case <-wake:
+			if id, ok := n.tree.Get(symlinktree.UUIDPath); ok && id != label && id != symlinktree.AnyUUID {
+				return true
+			}
 			g.Broadcast()
 		}
 	}

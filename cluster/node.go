@@ -315,6 +315,9 @@ func (n *Node) dispatchChanges(ctx context.Context, list []symlinktree.Entry) {
 		dir, rest, _ := strings.Cut(e.Path, "/")
 		switch {
 		case strings.HasPrefix(dir, "resource-"):
+			if r, ok := wakesServices(e.Path); ok && n.usesSystemd(r) {
+				n.touchTrigger(r)
+			}
 			touched[symlinktree.Resource(strings.TrimPrefix(dir, "resource-"))] = true
 		case dir == "ips" || e.Path == symlinktree.UUIDPath:
 			n.refreshPeers(ctx)

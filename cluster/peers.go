@@ -157,7 +157,7 @@ func (n *Node) message(text string) string {
 // session is one connection: introduce, compare, then follow the live stream.
 func (p *peer) session(ctx context.Context) error {
 	n := p.n
-	hello, err := p.client.Hello(ctx, n.hello())
+	hello, err := p.client.Hello(ctx, n.helloTo(p.name, ""))
 	if err != nil {
 		return err
 	}

@@ -24,6 +24,14 @@ func (n *Node) requests(ctx context.Context) {
 			} else {
 				n.log.Warn("request to pull from an unknown peer", keyPeer, e.Value)
 			}
+		case requestProbe:
+			n.spawn(func() { n.probe(ctx, e.Value) })
+		case requestMerge:
+			// It counts as long as it is there.
+			if p := n.peer(e.Value); p != nil {
+				p.nudge()
+			}
+			continue
 		default:
 			continue
 		}

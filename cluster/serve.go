@@ -26,7 +26,7 @@ func (n *Node) hello() transport.Hello {
 // sameCluster refuses to mix two trees.
 func (n *Node) sameCluster(h transport.Hello) error {
 	mine, _ := n.tree.Get(symlinktree.UUIDPath)
-	if mine == h.UUID || mine == symlinktree.AnyUUID || h.UUID == symlinktree.AnyUUID {
+	if mine == h.UUID || mine == symlinktree.AnyUUID || h.UUID == symlinktree.AnyUUID || n.merging(h.Node) || n.merged(h.UUID) {
 		return nil
 	}
 	return fmt.Errorf("node %s belongs to cluster %s, node %s to cluster %s: two clusters are never mixed by accident", h.Node, h.UUID, n.cfg.Node, mine)
@@ -53,7 +53,7 @@ func (h *handler) Hello(_ context.Context, peer string, in transport.Hello) (tra
 			return transport.Hello{}, err
 		}
 	}
-	return n.hello(), nil
+	return n.helloTo(peer, in.UUID), nil
 }
 
 // preliminary is the stamp of links that anything real replaces.
