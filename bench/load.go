@@ -4,76 +4,109 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"math/rand/v2"
 	"os/exec"
-	"slices"
 	"strings"
-	"sync"
-	"time"
-
-	"mars/internal/nbdclient"
 )
 
-// result of one measurement.
+// result of one measurement; times in microseconds.
 type result struct {
-	iops          float64
-	p50, p99      time.Duration
-	cpuSecondsGiB float64
-	rss           int64
+	iops           float64
+	p50, p99, p999 float64
+	cpuPerGB       float64 // CPU seconds of the server
+	rss            float64 // its peak, bytes
 }
 
 // load is one row of the table.
 type load struct {
-	name string
-	// fio options, or nil: our own client, for what fio's nbd engine cannot send
-	fio []string
-	// own client
-	depth    int
-	fua      bool
-	block    int64
-	ceilings bool // also measure nbdkit memory
+	name  string
+	block int64
+	reads int  // per cent; the rest are writes
+	seq   bool // else random
+	depth int  // per connection
+	conns int
+	flush int   // FLUSH after so many writes of each slot; 0: never
+	fua   bool  // each write
+	count int64 // requests of each connection, instead of a time; 0: by time
 }
 
-var loads = []load{
-	{name: "randwrite 4k qd1", fio: []string{"--rw=randwrite", "--bs=4k", "--iodepth=1"}, block: 4096, ceilings: true},
-	{name: "randwrite 4k qd32", fio: []string{"--rw=randwrite", "--bs=4k", "--iodepth=32"}, block: 4096, ceilings: true},
-	{name: "randread 4k qd1", fio: []string{"--rw=randread", "--bs=4k", "--iodepth=1"}, block: 4096, ceilings: true},
-	{name: "randread 4k qd32", fio: []string{"--rw=randread", "--bs=4k", "--iodepth=32"}, block: 4096, ceilings: true},
-	{name: "randwrite 4k qd1 flush each", fio: []string{"--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=1"}, block: 4096},
-	{name: "randwrite 4k qd32 flush each", fio: []string{"--rw=randwrite", "--bs=4k", "--iodepth=32", "--fsync=1"}, block: 4096},
-	{name: "randwrite 4k qd1 flush each 16", fio: []string{"--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=16"}, block: 4096},
-	{name: "randwrite 4k qd32 flush each 16", fio: []string{"--rw=randwrite", "--bs=4k", "--iodepth=32", "--fsync=16"}, block: 4096},
-	{name: "randwrite 4k qd1 FUA", depth: 1, fua: true, block: 4096},
-	{name: "randwrite 4k qd32 FUA", depth: 32, fua: true, block: 4096},
-	{name: "seqwrite 64k qd32", fio: []string{"--rw=write", "--bs=64k", "--iodepth=32"}, block: 65536, ceilings: true},
-	{name: "seqwrite 1M qd8", fio: []string{"--rw=write", "--bs=1M", "--iodepth=8"}, block: 1 << 20, ceilings: true},
-	{name: "rand 70:30 4k qd32", fio: []string{"--rw=randrw", "--rwmixread=70", "--bs=4k", "--iodepth=32"}, block: 4096},
+// loads is the whole matrix.
+func loads() []load {
+	var list []load
+	sizes := []struct {
+		name  string
+		block int64
+	}{{"4k", 4 << 10}, {"64k", 64 << 10}, {"1M", 1 << 20}}
+	kinds := []struct {
+		name  string
+		reads int
+	}{{"write", 0}, {"read", 100}, {"70:30", 70}}
+	each := func(f func(depth, conns int)) {
+		for _, depth := range []int{1, 32} {
+			for _, conns := range []int{1, 4} {
+				f(depth, conns)
+			}
+		}
+	}
+	for _, size := range sizes {
+		for _, kind := range kinds {
+			each(func(depth, conns int) {
+				list = append(list, load{name: fmt.Sprintf("%s %s qd%d x%d", kind.name, size.name, depth, conns),
+					block: size.block, reads: kind.reads, seq: size.block == 1<<20, depth: depth, conns: conns})
+			})
+		}
+	}
+	for _, d := range []load{{name: "flush1", flush: 1}, {name: "flush16", flush: 16}, {name: "fua", fua: true}} {
+		each(func(depth, conns int) {
+			l := d
+			l.name = fmt.Sprintf("write 4k %s qd%d x%d", d.name, depth, conns)
+			l.block, l.depth, l.conns = 4096, depth, conns
+			list = append(list, l)
+		})
+	}
+	return list
 }
 
+// durable says whether the load needs FLUSH or FUA.
+func (l load) durable() bool { return l.fua || l.flush > 0 }
+
+// measure runs the load once.
 func (l load) measure(ctx context.Context, s *server, o options) (result, error) {
-	before := cpu(s.proc.Process.Pid)
-	var r result
-	var err error
-	if l.fio != nil {
-		r, err = runFio(ctx, s, o, l.fio)
-	} else {
-		r, err = l.runOwn(ctx, s, o)
-	}
+	r, err := drive(ctx, s, l, o)
 	if err != nil {
-		return r, fmt.Errorf("%s, %s: %w", l.name, s.name, err)
+		return r, fmt.Errorf("%s on %s: %w", l.name, s.name, err)
 	}
-	gib := r.iops * o.runtime.Seconds() * float64(l.block) / (1 << 30)
-	r.cpuSecondsGiB = (cpu(s.proc.Process.Pid) - before) / gib
-	_, r.rss = rss(s.proc.Process.Pid)
+	_, peak := rss(s.proc.Process.Pid)
+	r.rss = float64(peak)
 	return r, nil
 }
 
-func runFio(ctx context.Context, s *server, o options, args []string) (result, error) {
-	args = append([]string{"--name=bench", "--ioengine=nbd", "--uri=" + s.uri(), "--time_based", "--randrepeat=0",
-		fmt.Sprintf("--runtime=%d", int(o.runtime.Seconds())), "--output-format=json"}, args...)
-	out, err := exec.CommandContext(ctx, "fio", args...).Output()
+// fioArgs is the load in fio's words.
+func (l load) fioArgs(o options) []string {
+	rw := map[int]string{0: "write", 100: "read"}[l.reads]
+	if rw == "" {
+		rw = "rw"
+	}
+	if !l.seq {
+		rw = "rand" + rw
+	}
+	args := []string{"--name=bench", "--rw=" + rw, fmt.Sprint("--bs=", l.block), fmt.Sprint("--iodepth=", l.depth), fmt.Sprint("--numjobs=", l.conns),
+		"--time_based", "--randrepeat=0", "--thread", "--group_reporting", "--output-format=json",
+		fmt.Sprintf("--ramp_time=%dms", warmUp.Milliseconds()), fmt.Sprintf("--runtime=%dms", o.runtime.Milliseconds())}
+	if rw == "rw" || rw == "randrw" {
+		args = append(args, fmt.Sprint("--rwmixread=", l.reads))
+	}
+	if l.flush > 0 {
+		args = append(args, fmt.Sprint("--fdatasync=", l.flush))
+	}
+	return args
+}
+
+// fio runs fio and returns reads and writes together.
+func fio(ctx context.Context, args []string) (result, error) {
+	cmd := exec.CommandContext(ctx, "fio", args...)
+	out, err := cmd.Output()
 	if err != nil {
-		return result{}, fmt.Errorf("fio: %w", err)
+		return result{}, fmt.Errorf("fio: %w: %s", err, out)
 	}
 	// fio may print notes before the document.
 	if i := strings.IndexByte(string(out), '{'); i > 0 {
@@ -89,52 +122,26 @@ func runFio(ctx context.Context, s *server, o options, args []string) (result, e
 	if err := json.Unmarshal(out, &doc); err != nil || len(doc.Jobs) == 0 {
 		return result{}, fmt.Errorf("fio output: %w", err)
 	}
-	d := doc.Jobs[0].Write
+	j := doc.Jobs[0]
+	d := j.Write
 	if d.Iops == 0 {
-		d = doc.Jobs[0].Read
+		d = j.Read
 	}
-	return result{
-		iops: doc.Jobs[0].Read.Iops + doc.Jobs[0].Write.Iops,
-		p50:  time.Duration(d.Clat.Percentile["50.000000"]),
-		p99:  time.Duration(d.Clat.Percentile["99.000000"]),
-	}, nil
+	pc := d.Clat.Percentile
+	return result{iops: j.Read.Iops + j.Write.Iops,
+		p50: pc["50.000000"] / 1e3, p99: pc["99.000000"] / 1e3, p999: pc["99.900000"] / 1e3}, nil
 }
 
-// runOwn drives the server with our client: depth requests in flight on one
-// connection.
-func (l load) runOwn(ctx context.Context, s *server, o options) (result, error) {
-	c, err := nbdclient.Dial(ctx, nbdclient.Options{Network: "unix", Address: s.socket, Export: s.export})
-	if err != nil {
-		return result{}, err
-	}
-	defer c.Close()
-	var flags []nbdclient.Flag
+// foreign is the load on a server by fio's own NBD client: a cross-check of ours.
+func (l load) foreign(ctx context.Context, s *server, o options) (result, error) {
+	return fio(ctx, append(l.fioArgs(o), "--ioengine=nbd", "--uri="+s.uri()))
+}
+
+// rawFile is the load on a file without any server: what the disk and the page cache allow.
+func (l load) rawFile(ctx context.Context, path string, o options) (result, error) {
+	args := append(l.fioArgs(o), "--ioengine=io_uring", "--filename="+path, fmt.Sprint("--size=", o.size))
 	if l.fua {
-		flags = append(flags, nbdclient.FUA)
+		args = append(args, "--sync=dsync")
 	}
-	end := time.Now().Add(o.runtime)
-	times := make([][]time.Duration, l.depth)
-	errs := make([]error, l.depth)
-	var wg sync.WaitGroup
-	for i := range l.depth {
-		wg.Go(func() {
-			buf := make([]byte, l.block)
-			for time.Now().Before(end) && errs[i] == nil {
-				off := rand.Int64N(c.Size()/l.block) * l.block
-				begin := time.Now()
-				errs[i] = c.Write(ctx, buf, off, flags...)
-				times[i] = append(times[i], time.Since(begin))
-			}
-		})
-	}
-	wg.Wait()
-	var all []time.Duration
-	for i := range times {
-		if errs[i] != nil {
-			return result{}, errs[i]
-		}
-		all = append(all, times[i]...)
-	}
-	slices.Sort(all)
-	return result{iops: float64(len(all)) / o.runtime.Seconds(), p50: all[len(all)/2], p99: all[len(all)*99/100]}, nil
+	return fio(ctx, args)
 }

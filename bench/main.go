@@ -17,8 +17,12 @@ func main() {
 	o := options{}
 	flag.StringVar(&o.dir, "dir", "", "directory for all files; its file system is part of what is measured (default: a temporary one)")
 	flag.IntVar(&o.rounds, "rounds", 5, "interleaved rounds; the median counts")
-	flag.DurationVar(&o.runtime, "time", 3*time.Second, "time of one measurement")
+	flag.DurationVar(&o.runtime, "time", 500*time.Millisecond, "time of one measurement")
 	flag.Int64Var(&o.size, "size", 256<<20, "device size in bytes")
+	flag.StringVar(&o.json, "json", "", "file for all figures of all rounds")
+	flag.StringVar(&o.profile, "profile", "", "directory for CPU, mutex, block and allocation profiles of marsd, one set per row")
+	flag.BoolVar(&o.detail, "detail", false, "print each server's latency, CPU and memory too")
+	flag.BoolVar(&o.foreign, "foreign", false, "cross-check: drive marsd and nbdkit by fio's NBD client too")
 	rows := flag.String("rows", ".", "regular expression of the rows to measure")
 	flag.Parse()
 	var err error
@@ -42,6 +46,10 @@ type options struct {
 	runtime time.Duration
 	size    int64
 	rows    *regexp.Regexp
+	json    string
+	profile string
+	detail  bool
+	foreign bool
 }
 
 func run(ctx context.Context, o options) error {
@@ -53,13 +61,27 @@ func run(ctx context.Context, o options) error {
 		defer os.RemoveAll(dir)
 		o.dir = dir
 	}
-	bin, err := build(ctx, o.dir)
+	bin, err := build(ctx, o)
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%d rounds of %v, device %d MiB, %s\n\n", o.rounds, o.runtime, o.size>>20, machine())
-	if err := serverTable(ctx, o, bin); err != nil {
-		return err
+	if o.profile != "" {
+		if err := os.MkdirAll(o.profile, 0o755); err != nil {
+			return err
+		}
 	}
-	return replicationTable(ctx, o, bin)
+	rep := &report{Machine: machine(), Rounds: o.rounds, Time: o.runtime.String(), Size: o.size}
+	fmt.Printf("%d rounds of %v, device %d MiB, %s\n", o.rounds, o.runtime, o.size>>20, rep.Machine)
+	fmt.Printf("other servers: IOPS: marsd's multiple of it, median (smallest..largest) of the rounds\n\n")
+	for _, step := range []func() error{
+		func() error { return serverTable(ctx, o, bin, rep) },
+		func() error { return restartTable(ctx, o, rep) },
+		func() error { return spindleTable(ctx, o, rep) },
+		func() error { return replicationTable(ctx, o, bin, rep) },
+	} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return rep.save(o.json)
 }

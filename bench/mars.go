@@ -11,12 +11,24 @@ import (
 	"time"
 )
 
-// build compiles the two programs without the race detector.
-func build(ctx context.Context, dir string) (string, error) {
-	bin := filepath.Join(dir, "bin")
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", bin+"/", "./cmd/marsd", "./cmd/marsadm")
+// build compiles marsd, marsadm and go-nbd's server without the race detector.
+func build(ctx context.Context, o options) (string, error) {
+	bin := filepath.Join(o.dir, "bin")
+	args := []string{"build", "-o", bin + "/"}
+	if o.profile != "" {
+		args = append(args, "-tags", "profile")
+	}
+	cmd := exec.CommandContext(ctx, "go", append(args, "./cmd/marsd", "./cmd/marsadm")...)
 	cmd.Stderr = os.Stderr
-	return bin, cmd.Run()
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("build marsd: %w", err)
+	}
+	cmd = exec.CommandContext(ctx, "go", "build", "-C", filepath.Join("bench", "gonbd"), "-o", filepath.Join(bin, "gonbd"), ".")
+	cmd.Stderr = os.Stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("build bench/gonbd: %w", err)
+	}
+	return bin, nil
 }
 
 // marsNode is one node of a cluster on loopback.
@@ -39,7 +51,7 @@ func newMarsNode(bin, dir, node, ip, secret string) (*marsNode, error) {
 }
 
 func (n *marsNode) env() []string {
-	return []string{"MARS_ROOT=" + n.root, "MARS_NODE=" + n.node, "MARS_SECRET=" + n.secret}
+	return []string{"MARS_ROOT=" + n.root, "MARS_NODE=" + n.node, "MARS_SECRET=" + n.secret, "MARSD_PPROF=" + n.pprof}
 }
 
 func (n *marsNode) adm(ctx context.Context, args ...string) (string, error) {
@@ -71,22 +83,31 @@ func (n *marsNode) view(ctx context.Context, macro, want string) error {
 	return fmt.Errorf("view-%s on %s is %q, want %q", macro, n.node, last, want)
 }
 
-func startMars(ctx context.Context, bin, dir string, size int64) (*server, error) {
+func startMars(ctx context.Context, o options, bin, dir string) (*server, error) {
 	n, err := newMarsNode(bin, dir, "nodea", "127.0.0.61", filepath.Join(dir, "secret"))
 	if err != nil {
 		return nil, err
 	}
-	if err := n.create(ctx, size); err != nil {
+	// The disk is as warm as that of the others, and not written for each measurement.
+	disk, err := preparedDisk(o, "marsd")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Link(disk, n.disk); err != nil {
+		return nil, err
+	}
+	n.server.disk = disk
+	if o.profile != "" {
+		n.pprof = filepath.Join(dir, "pprof")
+	}
+	if err := n.create(ctx); err != nil {
 		return nil, err
 	}
 	return &n.server, nil
 }
 
-// create makes a cluster of one with one resource on a written disk.
-func (n *marsNode) create(ctx context.Context, size int64) error {
-	if err := makeDisk(n.disk, size); err != nil {
-		return err
-	}
+// create makes a cluster of one with one resource on its disk.
+func (n *marsNode) create(ctx context.Context) error {
 	if _, err := n.adm(ctx, "create-cluster", "--ip="+n.addr); err != nil {
 		return err
 	}

@@ -12,7 +12,7 @@ import (
 
 // replicationTable: what happens between two nodes, against plain copies of the
 // same bytes in the same run.
-func replicationTable(ctx context.Context, o options, bin string) error {
+func replicationTable(ctx context.Context, o options, bin string, rep *report) error {
 	if !o.rows.MatchString("replication") {
 		return nil
 	}
@@ -26,10 +26,23 @@ func replicationTable(ctx context.Context, o options, bin string) error {
 		tcp, cp = append(tcp, m.tcp), append(cp, m.copy)
 		rssA, rssB = append(rssA, m.rssA), append(rssB, m.rssB)
 	}
-	fmt.Printf("\n| replication | MB/s | against | MB/s | ratio |\n|---|---|---|---|---|\n")
-	fmt.Printf("| log shipping, loopback, TLS | %.0f | plain TCP copy of the log to a synced file | %.0f | %.2f |\n", median(ship), median(tcp), median(ship)/median(tcp))
-	fmt.Printf("| replay of a 4k random-write log | %.0f | plain sequential copy of the log, synced | %.0f | %.2f |\n", median(replay), median(cp), median(replay)/median(cp))
-	fmt.Printf("\npeak RSS: primary %.0f MiB, secondary %.0f MiB\n", median(rssA), median(rssB))
+	row := func(what string, ours []float64, against string, theirs []float64) []string {
+		var ratio []float64
+		for i := range ours {
+			ratio = append(ratio, ours[i]/theirs[i])
+		}
+		lo, hi := bounds(ratio)
+		return []string{what, fmt.Sprintf("%.0f", median(ours)), against, fmt.Sprintf("%.0f", median(theirs)),
+			fmt.Sprintf("%.2f (%.2f..%.2f)", median(ratio), lo, hi)}
+	}
+	t := &table{Title: fmt.Sprintf("Replication (peak RSS: primary %.0f MiB, secondary %.0f MiB)", median(rssA), median(rssB)),
+		Head: []string{"what", "MB/s", "against", "MB/s", "ratio"},
+		Rows: [][]string{
+			row("log shipping, loopback, TLS", ship, "plain TCP copy of the log to a synced file", tcp),
+			row("replay of a 4k random-write log", replay, "plain sequential copy of the log, synced", cp),
+		}}
+	t.print()
+	rep.Tables = append(rep.Tables, t)
 	return nil
 }
 
@@ -52,7 +65,10 @@ func replicateOnce(ctx context.Context, o options, bin string, round int) (m rep
 	if err != nil {
 		return m, err
 	}
-	if err := a.create(ctx, o.size); err != nil {
+	if err := makeDisk(a.disk, o.size); err != nil {
+		return m, err
+	}
+	if err := a.create(ctx); err != nil {
 		return m, err
 	}
 	defer a.stop()
@@ -80,7 +96,9 @@ func replicateOnce(ctx context.Context, o options, bin string, round int) (m rep
 	if err := steps(b, []string{"pause-replay", "r0"}, []string{"pause-fetch", "r0"}); err != nil {
 		return m, err
 	}
-	if _, err := runFio(ctx, &a.server, o, []string{"--rw=randwrite", "--bs=4k", "--iodepth=32"}); err != nil {
+	fill := o
+	fill.runtime = max(o.runtime, 3*time.Second)
+	if _, err := drive(ctx, &a.server, load{block: 4096, depth: 32, conns: 1}, fill); err != nil {
 		return m, err
 	}
 	log := filepath.Join(a.root, "resource-r0", "log-000000001-nodea")

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -16,36 +17,91 @@ type server struct {
 	name   string
 	socket string
 	export string
+	disk   string // the file behind it, if there is one
+	pprof  string // socket of the profiles
 	proc   *exec.Cmd
 	stop   func()
 }
 
 func (s *server) uri() string { return fmt.Sprintf("nbd+unix:///%s?socket=%s", s.export, s.socket) }
 
-// starter makes a fresh server with a device of size bytes in dir.
+// starter makes a fresh server with a device of o.size bytes.
 type starter struct {
-	name  string
-	start func(ctx context.Context, dir string, size int64) (*server, error)
+	name    string
+	unsafe  string                                                            // why it has no part in loads with FLUSH or FUA
+	foreign bool                                                              // measured by fio's NBD client
+	start   func(ctx context.Context, o options, dir string) (*server, error) // nil: no server
 }
 
+// starters are marsd and what it is compared with. marsd is the first.
 func starters(bin string) []starter {
-	return []starter{
-		{"marsd", func(ctx context.Context, dir string, size int64) (*server, error) {
-			return startMars(ctx, bin, dir, size)
-		}},
-		{"nbdkit file", func(ctx context.Context, dir string, size int64) (*server, error) {
-			disk, sock := filepath.Join(dir, "disk"), filepath.Join(dir, "sock")
-			return startPeer(ctx, "nbdkit file", disk, size, sock, "nbdkit", "-f", "-U", sock, "file", disk)
-		}},
-		{"qemu-nbd", func(ctx context.Context, dir string, size int64) (*server, error) {
-			disk, sock := filepath.Join(dir, "disk"), filepath.Join(dir, "sock")
-			return startPeer(ctx, "qemu-nbd", disk, size, sock, "qemu-nbd", "-f", "raw", "--cache=writeback", "-t", "-e", "16", "-k", sock, disk)
-		}},
-		{"nbdkit memory", func(ctx context.Context, dir string, size int64) (*server, error) {
+	peer := func(name string, args func(disk, sock string, size int64) []string) func(context.Context, options, string) (*server, error) {
+		return func(ctx context.Context, o options, dir string) (*server, error) {
+			disk, err := preparedDisk(o, name)
+			if err != nil {
+				return nil, err
+			}
 			sock := filepath.Join(dir, "sock")
-			return startPeer(ctx, "nbdkit memory", "", size, sock, "nbdkit", "-f", "-U", sock, "memory", fmt.Sprint(size))
-		}},
+			s := &server{name: name, socket: sock, disk: disk}
+			if err := s.run(ctx, nil, args(disk, sock, o.size)...); err != nil {
+				return nil, err
+			}
+			return s, s.await(ctx)
+		}
 	}
+	mars := func(ctx context.Context, o options, dir string) (*server, error) { return startMars(ctx, o, bin, dir) }
+	qemu := func(cache string) func(disk, sock string, _ int64) []string {
+		return func(disk, sock string, _ int64) []string {
+			return []string{"qemu-nbd", "-f", "raw", "--cache=" + cache, "-t", "-e", "16", "-k", sock, disk}
+		}
+	}
+	return []starter{
+		{name: "marsd", start: mars},
+		{name: "nbdkit file", start: peer("nbdkit file", func(disk, sock string, _ int64) []string {
+			return []string{"nbdkit", "-f", "-U", sock, "file", disk}
+		})},
+		{name: "qemu-nbd writeback", start: peer("qemu-nbd writeback", qemu("writeback"))},
+		{name: "qemu-nbd none", start: peer("qemu-nbd none", qemu("none"))},
+		{name: "go-nbd", unsafe: "no FLUSH, no FUA", start: peer("go-nbd", func(disk, sock string, _ int64) []string {
+			return []string{filepath.Join(bin, "gonbd"), sock, disk}
+		})},
+		{name: "nbdkit memory", unsafe: "not durable", start: func(ctx context.Context, o options, dir string) (*server, error) {
+			s := &server{name: "nbdkit memory", socket: filepath.Join(dir, "sock")}
+			if err := s.run(ctx, nil, "nbdkit", "-f", "-U", s.socket, "memory", fmt.Sprint(o.size)); err != nil {
+				return nil, err
+			}
+			if err := s.await(ctx); err != nil {
+				return nil, err
+			}
+			// Its memory is allocated by the first write, which the files of the others had long ago.
+			fill := load{block: 1 << 20, seq: true, depth: 4, conns: 1, count: o.size >> 20}
+			_, err := drive(ctx, s, fill, o)
+			return s, err
+		}},
+		{name: "raw file (fio)"},
+		{name: "marsd (fio nbd)", foreign: true, start: mars},
+		{name: "nbdkit file (fio nbd)", foreign: true, start: peer("nbdkit file", func(disk, sock string, _ int64) []string {
+			return []string{"nbdkit", "-f", "-U", sock, "file", disk}
+		})},
+	}
+}
+
+// preparedDisk is the written file of a server; it is made once.
+func preparedDisk(o options, name string) (string, error) {
+	path := filepath.Join(o.dir, strings.NewReplacer(" ", "-", "(", "", ")", "").Replace(name)+".disk")
+	if st, err := os.Stat(path); err == nil && st.Size() == o.size {
+		return path, nil
+	}
+	return path, makeDisk(path, o.size)
+}
+
+func syncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
 }
 
 func makeDisk(path string, size int64) error {
@@ -65,19 +121,6 @@ func makeDisk(path string, size int64) error {
 		}
 	}
 	return f.Sync()
-}
-
-func startPeer(ctx context.Context, name, disk string, size int64, sock string, args ...string) (*server, error) {
-	if disk != "" {
-		if err := makeDisk(disk, size); err != nil {
-			return nil, err
-		}
-	}
-	s := &server{name: name, socket: sock}
-	if err := s.run(ctx, nil, args...); err != nil {
-		return nil, err
-	}
-	return s, s.await(ctx)
 }
 
 // run starts the process; stop ends it and waits.
@@ -102,7 +145,7 @@ func (s *server) run(ctx context.Context, env []string, args ...string) error {
 
 // await waits until the socket answers.
 func (s *server) await(ctx context.Context) error {
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(5 * time.Millisecond) {
 		c, err := net.Dial("unix", s.socket)
 		if err == nil {
 			c.Close()

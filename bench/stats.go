@@ -34,6 +34,14 @@ func median(v []float64) float64 {
 	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
 }
 
+// bounds are the smallest and the largest.
+func bounds(v []float64) (lo, hi float64) {
+	if len(v) == 0 {
+		return math.NaN(), math.NaN()
+	}
+	return slices.Min(v), slices.Max(v)
+}
+
 // rss is the resident memory of a process and its peak, in bytes.
 func rss(pid int) (now, peak int64) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/status", pid))
