@@ -43,6 +43,8 @@ type Engine struct {
 	refuse error   // why writes are refused while writer is nil
 	failed atomic.Pointer[logFailure]
 
+	readErr atomic.Pointer[readFailure]
+
 	sync   syncer
 	replay replayer
 	wb     writeback

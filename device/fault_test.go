@@ -66,6 +66,27 @@ func TestDiskErrors(t *testing.T) {
 	}
 }
 
+// A read that fails reaches the client that asked and nobody else, is visible, and is
+// forgotten when reads work again.
+func TestReadError(t *testing.T) {
+	w := newWorld(t, 1, 64<<10, bytes.Repeat([]byte{7}, 64<<10), func(c *EngineConfig) { c.WritebackAge = time.Hour })
+	w.primary()
+	must(t, w.e.Submit([]nbd.Op{write(0, 1, 4096)}))
+	repair := w.fs.Inject(crashfs.Fault{Ops: crashfs.OpRead, Path: diskPath, Err: syscall.EIO})
+	p := make([]byte, 4096)
+	wantErr(t, w.e.ReadAt(p, 8192), syscall.EIO, "read disk")
+	wantErr(t, w.e.Status().DiskErr, syscall.EIO, "read disk")
+	must(t, w.e.ReadAt(p, 0)) // from the log
+	must(t, w.e.Submit([]nbd.Op{write(4096, 2, 4096)}))
+	must(t, w.flush())
+	wantErr(t, w.e.ReadAt(p, 16384), syscall.EIO, "read disk")
+	repair()
+	must(t, w.e.ReadAt(p, 8192))
+	if err := w.e.Status().DiskErr; err != nil || p[0] != 7 {
+		t.Fatalf("after the repair: %v, byte %d", err, p[0])
+	}
+}
+
 // A flush that fails tells every user of the disk, not only the one who called it.
 func TestFlushSince(t *testing.T) {
 	w := newWorld(t, 1, 64<<10, nil, nil)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"syscall"
+	"time"
 
 	"mars/logfile"
 )
@@ -18,10 +19,43 @@ func (e *Engine) ReadAt(p []byte, off int64) error {
 		return err
 	}
 	if err := e.read(p, off); err != nil {
+		e.readFailed(err)
 		return fmt.Errorf("%w: resource %s: %v", syscall.EIO, e.cfg.Resource, err)
+	}
+	if e.readErr.Load() != nil && e.readErr.Swap(nil) != nil {
+		e.log.Warn("reads work again", "disk", e.disk.Path())
+		e.notify()
 	}
 	e.n.readOps.Add(1)
 	e.n.readBytes.Add(int64(len(p)))
+	return nil
+}
+
+// readFailure is an error that a client got, until a read works again or it is old.
+type readFailure struct {
+	err error
+	at  time.Time
+}
+
+// readErrorAge is how long a failed read counts as the state of the disk when nobody
+// tries another one.
+const readErrorAge = time.Minute
+
+// readFailed makes an error visible that otherwise only a client has seen.
+func (e *Engine) readFailed(err error) {
+	if e.readErr.Swap(&readFailure{err, time.Now()}) != nil {
+		return
+	}
+	e.log.Error("a client's read failed", "disk", e.disk.Path(), "error", err)
+	e.event(EventDiskError, e.idx.end(), err)
+	e.notify()
+}
+
+// lastReadError is nil if reads work, as far as anybody tried lately.
+func (e *Engine) lastReadError() error {
+	if f := e.readErr.Load(); f != nil && time.Since(f.at) < readErrorAge {
+		return f.err
+	}
 	return nil
 }
 

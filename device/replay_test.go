@@ -218,7 +218,7 @@ func TestReplayRefusals(t *testing.T) {
 	w.feed(names[0], 0, data[0][:len(data[0])-10])
 	w.until("most of it", func(s Status) bool { return s.IngestEnd.Offset > 0 })
 	wantErr(t, w.e.NextLog(names[1]), ErrState, "not been applied to its end")
-	wantErr(t, w.e.NextLog(name(7, "a")), ErrState, "does not follow")
+	wantErr(t, w.e.NextLog(name(1, "x")), ErrState, "does not follow")
 	wantErr(t, w.e.Follow(names[1]), ErrState, "current log is")
 	wantErr(t, w.e.Rotate(name(3, "b")), ErrState, "replaying")
 	wantErr(t, w.e.StartLogging(name(3, "b")), ErrState, "replaying")

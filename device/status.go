@@ -58,7 +58,7 @@ type Status struct {
 	Replay     bool  // the replay switch
 	Torn       bool  // replay waits for the rest of a record that is here in part
 	ReplayErr  error // *logfile.TornError or *logfile.CorruptError: replay stopped there
-	DiskErr    error // writeback is failing and being retried
+	DiskErr    error // writeback is failing and being retried, or the last read of a client failed
 	LogErr     error // the own log failed
 	JournalErr error
 
@@ -88,6 +88,9 @@ func (e *Engine) Status() Status {
 	e.mu.Lock()
 	s.Mode, s.Applied, s.DirtyEnd, s.DiskErr, s.JournalErr = e.mode, e.applied, e.dirtyEnd, e.diskErr, e.jourErr
 	e.mu.Unlock()
+	if s.DiskErr == nil {
+		s.DiskErr = e.lastReadError()
+	}
 	s.Current = s.IngestEnd.Log
 	s.Torn = torn > s.IngestEnd.Offset && s.Mode == Replaying
 	if w != nil && w.Name() == s.Current {
