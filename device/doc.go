@@ -31,7 +31,9 @@
 //   - A failed write or flush of the disk never moves the position. All that was
 //     written since the last good flush is written again, until it works.
 //   - A torn or damaged record is never applied. Replay stops in front of it, says
-//     so, and goes on when the bytes have become sound.
+//     so, and goes on when the bytes have become sound. Recovery of an own log that is
+//     damaged, or ends, before something that is known to be durable changes nothing, says
+//     where, why and how much is behind it (DamageError), and gives it up only by force.
 //   - TRIM and WRITE_ZEROES read as zeros afterwards, here and on every secondary.
 //   - Memory is bounded by EngineConfig.IndexLimit, about 48 bytes an extent; writers
 //     wait beyond it and are not failed.
