@@ -27,12 +27,14 @@ lint:
 
 unit:
 	$(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v '/e2e$$')
+	$(GO) test -timeout 10m -run TestSweep ./device/sweep # 20,000 crash points; with -race, above, a sample
 
 e2e: ## short forms of the scenarios in docs/OPERATIONS.md with real processes
 	$(GO) test -race -timeout 15m -count=1 ./e2e
 
 soak: deps ## long forms: MARS_SOAK is the time per scenario
 	MARS_SOAK=$${MARS_SOAK:-10m} $(GO) test -race -timeout 24h -count=1 -v ./e2e
+	MARS_SWEEP=$${MARS_SWEEP:-$${MARS_SOAK:-10m}} $(GO) test -timeout 24h -count=1 -v -run TestSweep ./device/sweep
 
 bench: deps ## the tables of docs/BENCHMARKS.md, side by side with the peers
 	$(GO) run ./bench

@@ -106,10 +106,11 @@ func (c *checker) damage(s *state) error {
 	defer n.kill(fsys)
 	known := n.known()
 	from := int64(0)
-	if n.told.pos.Log == known.Log {
-		from = n.told.pos.Offset
+	told, _ := n.promises()
+	if told.pos.Log == known.Log {
+		from = told.pos.Offset
 	}
-	if known.Log.Seq < n.told.pos.Log.Seq || known.Offset <= from {
+	if known.Log.Seq < told.pos.Log.Seq || known.Offset <= from {
 		return nil
 	}
 	how, err := harm(fsys, known, from, r)

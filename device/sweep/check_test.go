@@ -55,28 +55,23 @@ func (s *state) String() string {
 }
 
 // cut derives the states that the power going now may leave.
-func (r *run) cut(parked []*parkedOp) bool {
+func (r *run) cut(parked []*parkedOp) {
 	if r.keep == nil {
-		return true
+		return
 	}
-	if r.stops {
-		return false
+	if r.cuts++; r.every > 1 && (uint64(r.cuts)+r.seed)%r.every != 0 {
+		return
 	}
-	r.cuts++
 	next := "nothing"
 	if len(parked) > 0 {
 		next = fmt.Sprintf("%s %s and %d others", parked[0].op.Kind, stable(parked[0].op.Path), len(parked)-1)
 	}
 	told, published := r.n.promises()
 	tick, acks := r.j.Tick(), r.acks.Load()
-	give := func(s state) bool {
+	give := func(s state) {
 		s.cut, s.op, s.tick, s.acks, s.told, s.published = r.cuts, next, tick, acks, told, published
 		s.hash = persisted(s.fs)
-		if r.keep(&s) {
-			return true
-		}
-		r.stops = true
-		return false
+		r.keep(&s)
 	}
 	pending := r.fs.Unsynced()
 	for _, p := range crashfs.Policies {
@@ -85,12 +80,10 @@ func (r *run) cut(parked []*parkedOp) bool {
 				break
 			}
 			rng := rand.New(rand.NewPCG(r.seed^label(r.String()), uint64(r.cuts)<<16|uint64(p)<<8|uint64(v)))
-			if !give(state{fs: r.fs.Crash(p, rng), policy: p, variant: v}) {
-				return false
-			}
+			give(state{fs: r.fs.Crash(p, rng), policy: p, variant: v})
 		}
 	}
-	return give(state{fs: r.fs.KillState(), kill: true})
+	give(state{fs: r.fs.KillState(), kill: true})
 }
 
 // persisted is a hash of everything on the file system: names, contents, link texts and
@@ -219,13 +212,14 @@ func (c *checker) checkPrefix(s *state) error {
 		return err
 	}
 	defer n.kill(fsys)
-	if before(n.told.pos, s.told.pos) {
-		return fmt.Errorf("the position went back from %v to %v", s.told.pos, n.told.pos)
+	found, _ := n.promises()
+	if before(found.pos, s.told.pos) {
+		return fmt.Errorf("the position went back from %v to %v", s.told.pos, found.pos)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := n.e.SetReplay(ctx, false); err != nil {
-		return fmt.Errorf("repair of the zone %v..%d: %w", n.told.pos, n.told.end, err)
+		return fmt.Errorf("repair of the zone %v..%d: %w", found.pos, found.end, err)
 	}
 	told, _ := n.promises()
 	if told.end != told.pos.Offset {

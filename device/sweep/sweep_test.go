@@ -20,8 +20,11 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const (
-	// promised is how many distinct points TestSweep visits at least.
-	promised = 20000
+	// promised is how many distinct points TestSweep visits at least; a build for the
+	// race detector visits a sample.
+	promised, promisedRace = 20000, 1000
+	// raceEvery: such a build cuts at one instant of so many.
+	raceEvery = 24
 	// recoveryCutEvery: one state of so many is recovered twice, the first time cut short.
 	recoveryCutEvery = 4
 	// damageEvery: one state of so many is damaged before it is recovered.
@@ -33,8 +36,6 @@ const (
 type tally struct {
 	mu             sync.Mutex
 	seen           map[point]struct{}
-	limit          int // points of one run; 0: all
-	first          bool
 	only           string // the one to be replayed
 	states, killed int
 	cuts, damaged  int
@@ -76,14 +77,10 @@ func (c *tally) distinct() int {
 // sweepRun executes a run and judges what its cuts left. It returns the first finding.
 func sweepRun(t *testing.T, r *run, c *tally, points *int) (found string) {
 	var kept []*state
-	r.keep = func(s *state) bool {
-		if c.only != "" && c.only != s.String() {
-			return true
-		}
-		if c.wanted(r, s) {
+	r.keep = func(s *state) {
+		if (c.only == "" || c.only == s.String()) && c.wanted(r, s) {
 			kept = append(kept, s)
 		}
-		return true
 	}
 	r.execute(t)
 	k := newChecker(r)
@@ -98,7 +95,10 @@ func sweepRun(t *testing.T, r *run, c *tally, points *int) (found string) {
 		}
 		s.fs = nil
 		if err != nil {
-			found = fmt.Sprintf("before %s: %v\nrepeat it with: MARS_SEED=%d MARS_POINT=%v:%v go test -run TestSweep ./device/sweep", s.op, err, r.seed, r, s)
+			found = fmt.Sprintf("%v:%v, before %s: %v", r, s, s.op, err)
+			if r.mutant == nil {
+				found += fmt.Sprintf("\nrepeat it with: MARS_SEED=%d MARS_POINT=%v:%v go test -run TestSweep ./device/sweep", r.seed, r, s)
+			}
 			break
 		}
 	}
@@ -136,6 +136,8 @@ func runs(seed uint64) (list []*run) {
 // budget reads MARS_SWEEP: a number of distinct points, or a time.
 func budget(t *testing.T) (points int, until time.Time) {
 	switch s := os.Getenv("MARS_SWEEP"); {
+	case s == "" && raceEnabled:
+		return promisedRace, time.Time{}
 	case s == "":
 		return promised, time.Time{}
 	default:
@@ -165,6 +167,9 @@ func TestSweep(t *testing.T) {
 		before := c.distinct()
 		t.Run(fmt.Sprint("round", round), func(t *testing.T) {
 			for _, r := range runs(seed + round) {
+				if raceEnabled && os.Getenv("MARS_SWEEP") == "" {
+					r.every = raceEvery
+				}
 				t.Run(r.String(), func(t *testing.T) {
 					t.Parallel()
 					synctest.Test(t, func(t *testing.T) {
@@ -185,6 +190,37 @@ func TestSweep(t *testing.T) {
 	if c.distinct() < points && !t.Failed() {
 		t.Errorf("%d distinct points, %d are promised", c.distinct(), points)
 	}
+}
+
+// TestDeterministic runs each workload twice: the same cuts leave the same states.
+func TestDeterministic(t *testing.T) {
+	seed := testutil.Seed(t)
+	for i := range workloads {
+		var list [2][]string
+		for k := range list {
+			r := runs(seed)[i]
+			r.every = 5
+			r.keep = func(s *state) {
+				list[k] = append(list[k], fmt.Sprint(s, s.op, s.hash, s.acks, s.tick, s.told, s.published))
+			}
+			synctest.Test(t, func(t *testing.T) { r.execute(t) })
+		}
+		if d := firstDifference(list[0], list[1]); d != "" {
+			t.Errorf("%s: %s", workloads[i].name, d)
+		}
+	}
+}
+
+func firstDifference(a, b []string) string {
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			return fmt.Sprintf("state %d of %d is %s, and then %s", i, len(a), a[i], b[i])
+		}
+	}
+	if len(a) != len(b) {
+		return fmt.Sprintf("%d states, and then %d", len(a), len(b))
+	}
+	return ""
 }
 
 // replayPoint visits one point: WORKLOAD/MODE/METADATA:CUT/POLICY/VARIANT.

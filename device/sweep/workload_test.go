@@ -88,8 +88,8 @@ type run struct {
 	paused []pausedAt
 
 	cuts   int
-	keep   func(*state) bool // told of every state that a cut may leave; false: enough
-	stops  bool
+	every  uint64       // cut at one instant of so many only
+	keep   func(*state) // told of every state that a cut may leave
 	mutant *mutant
 }
 
@@ -192,9 +192,7 @@ func (r *run) drive(t testing.TB, next func() (begin func() bool)) {
 	t.Helper()
 	for idle := 0; ; {
 		parked := r.s.settle()
-		if !r.cut(parked) {
-			return
-		}
+		r.cut(parked)
 		if r.s.running("rotate") && r.s.running("client") {
 			parked = slices.DeleteFunc(parked, createsLog)
 		}
