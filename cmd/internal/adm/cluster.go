@@ -30,7 +30,7 @@ func clusterVerbs() []verb {
 			noCluster: true, mounted: true, run: joinCluster},
 		{name: "leave-cluster", help: "take this node out of its cluster", run: leaveCluster},
 		{name: "lowlevel-ls-host-ips", help: "list hosts and addresses", readOnly: true, hidden: true, run: listHostIPs},
-		{name: "lowlevel-set-host-ip", args: "HOST IP[:PORT]", help: "change the address of a host", min: 2, max: 2, hidden: true, run: setHostIP},
+		{name: "lowlevel-set-host-ip", args: "HOST [IP[:PORT]]", help: "change the address of a host", min: 1, max: 2, hidden: true, run: setHostIP},
 	}
 }
 
@@ -383,12 +383,22 @@ func listHostIPs(_ context.Context, s *session, _ []string) error {
 	return nil
 }
 
-func setHostIP(_ context.Context, s *session, args []string) error {
+func setHostIP(ctx context.Context, s *session, args []string) error {
 	if err := symlinktree.ValidName(args[0]); err != nil {
 		return usage("HOST %q: %v", args[0], err)
 	}
-	if err := checkAddress(args[1]); err != nil {
+	ip := s.opt.peerIPs[args[0]]
+	if len(args) > 1 {
+		ip = args[1]
+	}
+	if ip == "" {
+		var err error
+		if ip, err = s.lookup(ctx, args[0]); err != nil {
+			return err
+		}
+	}
+	if err := checkAddress(ip); err != nil {
 		return err
 	}
-	return s.apply([]op{set(symlinktree.IPPath(args[0]), args[1])})
+	return s.apply([]op{set(symlinktree.IPPath(args[0]), ip)})
 }

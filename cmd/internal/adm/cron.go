@@ -51,10 +51,41 @@ func cron(ctx context.Context, s *session, args []string) error {
 		}
 		note(err, res)
 	}
+	if s.opt.autoclean > 0 {
+		for _, res := range list {
+			note(s.apply(planAutoclean(s.tree.Snapshot(), symlinktree.Resource(res), s.tree.Clock().Now()-symlinktree.Stamp(s.opt.autoclean))), res)
+		}
+	}
 	if len(errs) == 0 {
 		return nil
 	}
 	return errs
+}
+
+// planAutoclean deletes links of hosts that the cluster does not know, when they
+// are older than limit: what a host has left behind that went without saying so.
+// It is pure.
+func planAutoclean(t macro.Tree, r symlinktree.Resource, limit symlinktree.Stamp) []op {
+	known := make(map[string]bool)
+	for _, h := range macro.Hosts(t) {
+		known[h] = true
+	}
+	var batch []op
+	for _, e := range t.List(r.Dir()) {
+		name := filepath.Base(e.Path)
+		if e.Stamp >= limit || e.Value == symlinktree.Deleted {
+			continue
+		}
+		for _, prefix := range []string{"data", "device", "replay", "syncstatus", "syncpos", "actsize", "skip-check", "verifystatus", "connect", "syncfrom", "syncsource"} {
+			if h, ok := symlinktree.HostOf(name, prefix); ok && !known[h] {
+				batch = append(batch, del(e.Path))
+			}
+		}
+		if _, h, ok := symlinktree.NumberedOf(name, "version"); ok && !known[h] && !has(t, r.ReplayPath(h)) {
+			batch = append(batch, del(e.Path))
+		}
+	}
+	return batch
 }
 
 // purgeable adds to the resources of a cron run those that nobody stores any more:

@@ -14,6 +14,7 @@ func dataVerbs() []verb {
 	return []verb{
 		{name: "invalidate", args: "RES", help: "throw the content of this replica away and copy it anew", res: oneRes, each: invalidate},
 		{name: "fake-sync", args: "RES", help: "declare the disk equal to the primary's without looking (only for fresh disks)", res: oneRes, each: fakeSync},
+		{name: "set-replay", args: "RES NR", help: "let replay go on at the start of log NR (for experts)", hidden: true, res: oneRes, min: 1, max: 1, each: setReplay},
 		{name: "resize", args: "RES [SIZE]", help: "enlarge a resource whose disks have grown", res: oneRes, max: 1, each: resize},
 	}
 }
@@ -58,6 +59,7 @@ func invalidate(ctx context.Context, j *job) error {
 	if err := checkInvalidate(j.tree, j.r, j.host, j.forced()); err != nil {
 		return err
 	}
+	j.warnOnlyHere(othersOf(j.tree, j.r, j.host))
 	off := []op{}
 	for _, sw := range []string{symlinktree.SwitchAttach, symlinktree.SwitchSync, symlinktree.SwitchConnect, symlinktree.SwitchAllowReplay} {
 		off = append(off, set(j.r.TodoPath(j.host, sw), "0"))

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -47,6 +48,8 @@ type Env struct {
 	Mounts      func() []macro.Mount
 	// SyncAll flushes all filesystems (after detach).
 	SyncAll func()
+	// Stdin is asked with --singlestep.
+	Stdin io.Reader
 	// Terminal: the error output is one, so that progress may be shown on it.
 	Terminal bool
 	// Poll is the pause between two looks at the tree while waiting.
@@ -86,6 +89,9 @@ func (e Env) withDefaults() Env {
 	}
 	if e.SyncAll == nil {
 		e.SyncAll = unix.Sync
+	}
+	if e.Stdin == nil {
+		e.Stdin = os.Stdin
 	}
 	if e.Poll <= 0 {
 		e.Poll = 20 * time.Millisecond

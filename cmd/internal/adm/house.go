@@ -18,6 +18,7 @@ func houseVerbs() []verb {
 		{name: "log-rotate", args: "RES", help: "let the primary go on in a new log", res: oneRes, each: logRotate},
 		{name: "log-delete-all", args: "RES", help: "delete the logs that no member needs any more", res: oneRes, each: logDelete(false)},
 		{name: "log-delete", args: "RES", hidden: true, res: oneRes, each: logDelete(false)},
+		{name: "log-delete-all-replayed", args: "RES", hidden: true, res: oneRes, each: logDelete(false)},
 		{name: "log-delete-one", args: "RES", help: "likewise, only the oldest one", hidden: true, res: oneRes, each: logDelete(true)},
 		{name: "log-purge-all", args: "RES", help: "delete logs and version links that belong to no member's history", res: oneRes, anyResource: true, each: purgeVerb},
 		{name: "err-purge-all", args: "RES", help: "forget error messages", hidden: true, res: oneRes, anyResource: true, each: errPurge},
@@ -187,7 +188,11 @@ func logDelete(one bool) func(context.Context, *job) error {
 	}
 }
 
-func purgeVerb(_ context.Context, j *job) error { return j.purge(j.forced()) }
+func purgeVerb(_ context.Context, j *job) error {
+	logs := j.logs(j.r)
+	j.warnPurge(planPurge(j.tree.Snapshot(), j.r, j.host, logs, j.forced()), logs)
+	return j.purge(j.forced())
+}
 
 // purge deletes what belongs to no member's history. foreign includes logs and
 // version links of other hosts.

@@ -3,6 +3,7 @@ package adm
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -67,6 +68,9 @@ func (s *session) apply(batch []op) error {
 	if len(batch) == 0 {
 		return nil
 	}
+	if err := s.step(batch); err != nil {
+		return err
+	}
 	code := 1
 	for _, o := range batch {
 		if strings.HasSuffix(o.path, "/primary") || strings.HasPrefix(o.path, "todo-global/") || strings.HasPrefix(o.path, "ips/") {
@@ -87,6 +91,24 @@ func (s *session) apply(batch []op) error {
 		return err
 	}
 	return s.trigger(code)
+}
+
+// step shows a batch and waits for the administrator's consent (--singlestep).
+func (s *session) step(batch []op) error {
+	if !s.opt.singlestep || s.opt.dryRun {
+		return nil
+	}
+	for _, o := range batch {
+		s.print("next: %s\n", strings.Replace(o.describe(s.tree.Root()), "DRY_RUN: would ", "", 1))
+	}
+	s.print("Enter to go on, Ctrl-C to stop: ")
+	for one := make([]byte, 1); one[0] != '\n'; {
+		if _, err := io.ReadFull(s.env.Stdin, one); err != nil {
+			s.print("\n")
+			return refuse("what was confirmed before has been done", "stopped by --singlestep: no consent for the next batch of %d", len(batch))
+		}
+	}
+	return nil
 }
 
 // syncDirs makes a batch durable: what an administrator was told to be done shall

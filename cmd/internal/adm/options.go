@@ -26,6 +26,10 @@ type options struct {
 	ignoreSync         bool
 	parallel           int // 0: one after the other; < 0: all at once
 	json               bool
+	backupDir          string
+	autoclean          time.Duration // 0: off
+	singlestep         bool
+	systemd            int // 0: off, 1: where it is set up
 }
 
 // bind declares the options on a flag set and returns where their values go.
@@ -38,6 +42,7 @@ func bind(fs *pflag.FlagSet) *options {
 		threshold:      10 << 20,
 		threshLogfiles: 10,
 		threshLogsize:  5,
+		systemd:        1,
 	}
 	fs.StringVar(&o.root, "root", "", "")
 	fs.StringVar(&o.node, "node", "", "")
@@ -60,6 +65,10 @@ func bind(fs *pflag.FlagSet) *options {
 	fs.Var((*parallel)(&o.parallel), "parallel", "")
 	fs.Lookup("parallel").NoOptDefVal = "0"
 	fs.BoolVar(&o.json, "json", false, "")
+	fs.StringVar(&o.backupDir, "backup-dir", "", "")
+	fs.Var(&seconds{&o.autoclean, 24 * time.Hour}, "autoclean", "")
+	fs.BoolVar(&o.singlestep, "singlestep", false, "")
+	fs.Var((*level)(&o.systemd), "systemd-enable", "")
 	for _, g := range globalOptions {
 		if f := fs.Lookup(g.name); f != nil {
 			f.Usage = g.help
@@ -78,8 +87,11 @@ func (s *seconds) Set(v string) error {
 	f, err := strconv.ParseFloat(v, 64)
 	if err != nil || f < 0 || f*float64(s.unit) > float64(1<<62) || f != f {
 		unit := "seconds"
-		if s.unit == time.Hour {
+		switch s.unit {
+		case time.Hour:
 			unit = "hours"
+		case 24 * time.Hour:
+			unit = "days"
 		}
 		return fmt.Errorf("%q is not a number of %s, 0 or more", v, unit)
 	}

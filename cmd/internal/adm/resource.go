@@ -48,6 +48,10 @@ func parseDiskArgs(res string, args []string) (diskArgs, error) {
 	}
 	if len(args) > 1 {
 		a.device = args[1]
+		if _, err := ParseSize(a.device); err == nil && len(args) == 2 && a.device != res {
+			return a, &usageError{msg: fmt.Sprintf("%q is a size, but the third word is the name of the device", a.device),
+				hint: fmt.Sprintf("the size is the fourth word: %s %s %s %s", res, a.disk, res, a.device)}
+		}
 	}
 	if err := symlinktree.ValidName(a.device); err != nil {
 		return a, usage("device name %q: %v", a.device, err)
@@ -333,6 +337,17 @@ func planLeave(t macro.Tree, r symlinktree.Resource, host string) []op {
 	return batch
 }
 
+// othersOf lists the members beside host.
+func othersOf(t macro.Tree, r symlinktree.Resource, host string) string {
+	var out []string
+	for _, m := range replayMembers(t, r) {
+		if m != host {
+			out = append(out, m)
+		}
+	}
+	return strings.Join(out, " ")
+}
+
 func leaveResource(ctx context.Context, j *job) error {
 	if err := checkLeave(j.tree, j.r, j.host, j.forced()); err != nil {
 		return err
@@ -343,6 +358,7 @@ func leaveResource(ctx context.Context, j *job) error {
 	if err := checkLeave(j.tree, j.r, j.host, j.forced()); err != nil {
 		return err
 	}
+	j.warnOnlyHere(othersOf(j.tree, j.r, j.host))
 	if err := j.apply(planLeave(j.tree.Snapshot(), j.r, j.host)); err != nil {
 		return err
 	}

@@ -265,7 +265,7 @@ func primary(ctx context.Context, j *job) error {
 	designated, _ := j.tree.Get(j.r.PrimaryPath())
 	switch {
 	case j.forced():
-		j.showLoss(old)
+		j.warnForced(old)
 		if err := j.giveUp(); err != nil {
 			return err
 		}
@@ -292,15 +292,6 @@ func checkReachable(t macro.Tree, r symlinktree.Resource, old string, dead []str
 		}
 	}
 	return nil
-}
-
-// showLoss tells what a forced handover gives up, as far as it is known here.
-func (j *job) showLoss(old string) {
-	c := j.context(string(j.r))
-	if lost, seconds := c.Unfetched(j.host); lost > 0 {
-		j.warn("%d bytes of log (%s, written in about %s) that %s has are not here: they will be lost on this side",
-			lost, macro.HumanNumber(float64(lost)), macro.HumanSeconds(seconds), old)
-	}
 }
 
 // giveUp tells marsd to end the own log in front of its damage, and the person what

@@ -33,6 +33,9 @@ func (r *rig) use(names ...string) {
 func TestDryRunChangesNothing(t *testing.T) {
 	words := map[string][]string{
 		"join-cluster": {"hostz", "10.9.0.9"}, "lowlevel-set-host-ip": {"hostb", "10.9.0.5"},
+		"merge-cluster": {"hostz", "10.9.0.9"}, "merge-cluster-check": {"hostz", "10.9.0.9"}, "lowlevel-delete-host": {"hostb"},
+		"set-replay": {"r0", "1"}, "set-sync-limit-value": {"1"}, "set-disabled-digests": {"r0", "CHKSUM_MD5"}, "set-connect-pref-list": {"r0", "hostb"},
+		"set-global-disabled-log-digests": {"CHKSUM_SHA1"}, "set-systemd-unit": {"r0", "x.service"}, "set-systemd-want": {"r0", "hosta"},
 		"create-resource": {"r1", "$DIR/new"}, "join-resource": {"r0", "$DIR/new"},
 		"wait-resource": {"r0", "is-attach"}, "set-emergency-limit": {"r0", "80"}, "emergency-limit": {"r0", "80"},
 		"set-global-sync-limit-value": {"1"}, "set-link": {"x", "userspace/a"}, "get-link": {"uuid"}, "delete-file": {"userspace/b"},

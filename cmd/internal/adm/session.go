@@ -241,6 +241,32 @@ func sortNatural(list []string) {
 // each runs the verb on every resource: one after the other, or several at once
 // with --parallel. A resource that fails does not keep the others from being done.
 func (s *session) each(ctx context.Context, v *verb, list, args []string) error {
+	if !v.readOnly && len(list) > 1 {
+		if err := s.runHooks(ctx, "all-pre", strings.Join(list, ","), args); err != nil {
+			return named(err, s.command, "", s.host)
+		}
+	}
+	errs := s.eachOne(ctx, v, list, args)
+	var all failures
+	for _, err := range errs {
+		if err != nil {
+			all = append(all, err)
+		}
+	}
+	if !v.readOnly && len(list) > 1 && len(all) == 0 {
+		return named(s.runHooks(ctx, "all-post", strings.Join(list, ","), args), s.command, "", s.host)
+	}
+	switch {
+	case len(all) == 0:
+		return nil
+	case len(list) == 1:
+		return all[0]
+	}
+	return all
+}
+
+// eachOne returns the outcome of each resource.
+func (s *session) eachOne(ctx context.Context, v *verb, list, args []string) []error {
 	errs := make([]error, len(list))
 	workers := s.opt.parallel
 	if workers < 0 || workers > len(list) {
@@ -260,7 +286,8 @@ func (s *session) each(ctx context.Context, v *verb, list, args []string) error 
 	if workers <= 1 {
 		for i := range list {
 			if ctx.Err() != nil {
-				return context.Cause(ctx)
+				errs[i] = named(context.Cause(ctx), s.command, list[i], s.host)
+				continue
 			}
 			run(i)
 		}
@@ -280,19 +307,7 @@ func (s *session) each(ctx context.Context, v *verb, list, args []string) error 
 		close(next)
 		wg.Wait()
 	}
-	var all failures
-	for _, err := range errs {
-		if err != nil {
-			all = append(all, err)
-		}
-	}
-	switch {
-	case len(all) == 0:
-		return nil
-	case len(list) == 1:
-		return all[0]
-	}
-	return all
+	return errs
 }
 
 // one runs the verb on one resource, after the checks that all verbs share.
@@ -308,9 +323,23 @@ func (s *session) one(ctx context.Context, v *verb, res string, args []string) e
 				s.warn("%s", line)
 			}
 		}
-		err = v.each(ctx, j)
+		err = j.hooked(ctx, v)
 	}
 	return named(err, s.command, res, s.host)
+}
+
+// hooked runs the verb between the hooks of the administrator.
+func (j *job) hooked(ctx context.Context, v *verb) error {
+	if v.readOnly {
+		return v.each(ctx, j)
+	}
+	if err := j.runHooks(ctx, "pre", string(j.r), j.args); err != nil {
+		return err
+	}
+	if err := v.each(ctx, j); err != nil {
+		return err
+	}
+	return j.runHooks(ctx, "post", string(j.r), j.args)
 }
 
 // checkMember refuses commands on a resource that the host does not store, or

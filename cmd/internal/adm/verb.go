@@ -47,15 +47,15 @@ type group struct {
 
 func groups() []group {
 	return []group{
-		{"Cluster", clusterVerbs()},
-		{"Resources", resourceVerbs()},
+		{"Cluster", append(clusterVerbs(), mergeVerbs()...)},
+		{"Resources", append(resourceVerbs(), guestVerbs()...)},
 		{"Switches", switchVerbs()},
 		{"Roles", roleVerbs()},
 		{"Consistency and size", dataVerbs()},
 		{"Waiting", waitVerbs()},
 		{"Logs and housekeeping", houseVerbs()},
-		{"Parameters and links", linkVerbs()},
-		{"Views", viewVerbs()},
+		{"Parameters and links", append(paramVerbs(), linkVerbs()...)},
+		{"Views", append(viewVerbs(), legacyVerbs()...)},
 		{"Tools", toolVerbs()},
 	}
 }
