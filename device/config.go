@@ -97,7 +97,7 @@ type EngineConfig struct {
 
 	Durability     Durability
 	MaxRecord      int           // payload bytes of one record; default logfile.MaxPayload
-	IndexLimit     int           // extents held, about 48 bytes each; writers wait beyond it. Default 1<<20
+	IndexLimit     int           // extents held, about 48 bytes each; writers wait beyond it, and are slowed down from a quarter on. Default 2<<20
 	WritebackAge   time.Duration // oldest dirty data before writeback starts. Default 2 s
 	WritebackBytes int64         // logged bytes that start writeback at once. Default 256 MiB
 	WritebackJobs  int           // disk writes in flight. Default 4
@@ -121,7 +121,7 @@ type EngineConfig struct {
 func DefaultEngineConfig() EngineConfig {
 	return EngineConfig{
 		MaxRecord:      logfile.MaxPayload,
-		IndexLimit:     1 << 20,
+		IndexLimit:     2 << 20,
 		WritebackAge:   2 * time.Second,
 		WritebackBytes: 256 << 20,
 		WritebackJobs:  4,

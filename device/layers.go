@@ -53,18 +53,17 @@ type layers struct {
 
 	// See admit.
 	drained atomic.Int64 // extents of the oldest layer that are written
-	total   atomic.Int64 // extents written since the start
+	total   atomic.Int64 // written since the start, in parts of an extent
 	owed    atomic.Int64 // what total must reach before the latest admitted writer goes on
 
 	touched atomic.Int64 // when something was added last, by the clock of born
 	born    time.Time
 
 	wakeBytes int64 // log bytes of the newest layer that wake the writeback
-	sealBytes int64 // log bytes of the newest layer that freeze it
 }
 
 func newLayers(from logfile.Position, cfg *EngineConfig) *layers {
-	x := &layers{born: time.Now(), limit: int64(cfg.IndexLimit), wakeBytes: cfg.WritebackBytes, sealBytes: 4 * cfg.WritebackBytes}
+	x := &layers{born: time.Now(), limit: int64(cfg.IndexLimit), wakeBytes: cfg.WritebackBytes}
 	x.list = []*layer{{log: &logRef{name: from.Log}, start: from.Offset, end: from.Offset}}
 	return x
 }
@@ -119,20 +118,32 @@ func (x *layers) reserve(ctx context.Context, n int, full func()) error {
 	}
 }
 
-// crowded reports whether a writer of n extents has to be slowed down.
-func (x *layers) crowded(n int) bool {
+// Parts of the limit between which writers are slowed down, in percent: from none at
+// easyFill to the pace of the disk at fairFill, and on in the same way.
+const (
+	easyFill = 25
+	fairFill = 40
+)
+
+// oneExtent is the unit of total and owed: charges are fractions of an extent.
+const oneExtent = 1 << 10
+
+// charge is how much the disk must have taken before a writer of n extents goes on,
+// 0 while there is plenty of room.
+func (x *layers) charge(n int) int64 {
 	held := x.count.Load() - x.drained.Load()
-	return held > 0 && held+int64(n) > x.limit/2
+	over := held + int64(n) - x.limit*easyFill/100
+	if held == 0 || over <= 0 {
+		return 0
+	}
+	return int64(n) * oneExtent * over / (x.limit*(fairFill-easyFill)/100 + 1)
 }
 
-// admit slows a writer of n extents down to the pace of the disk when half of the index is used, or to
-// less, the fuller it is: it waits until as many extents have been written. So a
-// backlog neither grows up to the limit, where writers would wait for a whole layer, nor stops anybody
-// who comes after it. full is called before it waits.
+// admit slows a writer of n extents down the more, the fuller the index is, until writers
+// run at the pace of the disk. So a backlog neither grows up to the limit, where writers would wait for
+// a whole layer, nor stops anybody who comes after it. full is called before it waits.
 func (x *layers) admit(ctx context.Context, n int, full func()) error {
-	soft := x.limit / 2
-	over := max(0, x.count.Load()-x.drained.Load()-soft)
-	charge := int64(n) + int64(n)*over/soft
+	charge := x.charge(n)
 	target := int64(0)
 	for {
 		owed := x.owed.Load()
@@ -145,7 +156,7 @@ func (x *layers) admit(ctx context.Context, n int, full func()) error {
 	defer x.waiters.Add(-1)
 	for {
 		room := x.room.wait()
-		if x.total.Load() >= target || !x.crowded(n) {
+		if x.total.Load() >= target || x.charge(n) == 0 {
 			return nil
 		}
 		full()
@@ -160,7 +171,7 @@ func (x *layers) admit(ctx context.Context, n int, full func()) error {
 // drain says that n more extents of the oldest layer are written.
 func (x *layers) drain(n int) {
 	x.drained.Add(int64(n))
-	x.total.Add(int64(n))
+	x.total.Add(int64(n) * oneExtent)
 	if x.waiters.Load() > 0 {
 		x.room.fire()
 	}
@@ -196,10 +207,6 @@ func (x *layers) add(e extent, end int64) (wake bool) {
 	before := l.ext.count
 	l.ext.insert(e)
 	x.count.Add(int64(l.ext.count - before))
-	if int64(l.ext.count) >= x.limit/8 || l.end-l.start >= x.sealBytes {
-		x.freeze(l.log, l.end) // so that room comes back in portions
-		return true
-	}
 	return wake
 }
 
@@ -215,7 +222,7 @@ func (x *layers) freeze(log *logRef, start int64) {
 func (x *layers) written(l *layer) {
 	x.mu.Lock()
 	x.count.Add(-int64(l.ext.count))
-	x.total.Add(max(0, int64(l.ext.count)-x.drained.Swap(0)))
+	x.total.Add(oneExtent * max(0, int64(l.ext.count)-x.drained.Swap(0)))
 	l.ext.reset()
 	l.start = l.end
 	x.mu.Unlock()

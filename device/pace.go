@@ -32,8 +32,12 @@ const (
 	maxPause = 10 * time.Millisecond
 )
 
+// letPass is how long a unit waits at most for the sync of a client.
+const letPass = 100 * time.Millisecond
+
 // pause waits until it is time for what follows the first done extents.
 func (p *pacer) pause(ctx context.Context, done int) {
+	p.e.sync.letPass(ctx, letPass)
 	for p.span > 0 && ctx.Err() == nil {
 		due := time.Duration(float64(p.span) * float64(done) / float64(p.total))
 		ahead := due - time.Since(p.start)

@@ -38,7 +38,7 @@ func (e *Engine) restartLog(op string, name logfile.Name) error {
 	}
 	e.chain.Seal(old.Log)
 	e.install(ref)
-	if err := e.syncLog(); err != nil {
+	if err := e.syncLog(false); err != nil {
 		return fmt.Errorf("%s: %w", op, err)
 	}
 	return nil

@@ -1,8 +1,10 @@
 package device
 
 import (
+	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,6 +25,10 @@ func (b backend) SyncNow() error { return b.Engine.FlushNow() }
 // blockSize is what records of a larger write are cut to, so that a crash between
 // two of them never tears a block.
 const blockSize = 4096
+
+// maxUnsynced is how many bytes of log may wait for a sync. Beyond it writers wait for the disk, or one sync
+// would have so much to write that everything else on the same disk stands still.
+const maxUnsynced = 32 << 20
 
 // maxEntries is how many zero payloads are appended at a time.
 const maxEntries = 256
@@ -121,7 +127,7 @@ func (e *Engine) append(b *batch) error {
 	if _, err := w.Append(b.entries); err != nil {
 		return e.failLog(w, err)
 	}
-	if e.cfg.Durability == DurabilityAlways {
+	if e.cfg.Durability == DurabilityAlways || w.End()-w.Durable() > maxUnsynced {
 		if _, err := w.Sync(); err != nil {
 			return e.failLog(w, err)
 		}
@@ -134,7 +140,7 @@ func (e *Engine) append(b *batch) error {
 
 // awaitRoom reserves room for n extents in the index.
 func (e *Engine) awaitRoom(n int) error {
-	crowded := e.idx.crowded(n) && !e.cfg.knobs.skipAdmit
+	crowded := e.idx.charge(n) > 0 && !e.cfg.knobs.skipAdmit
 	if !crowded && e.idx.tryReserve(n) {
 		return nil
 	}
@@ -209,6 +215,32 @@ type syncer struct {
 	armed   bool
 	closed  error
 	kick    chan struct{}
+
+	awaited atomic.Int32 // syncs under way that clients wait for
+	free    signal       // one has ended
+}
+
+func (s *syncer) served() {
+	s.awaited.Add(-1)
+	s.free.fire()
+}
+
+// letPass waits until a sync that clients wait for has ended, at most as long as limit.
+func (s *syncer) letPass(ctx context.Context, limit time.Duration) {
+	if s.awaited.Load() == 0 {
+		return
+	}
+	free := s.free.wait()
+	if s.awaited.Load() == 0 { // ended before we listened
+		return
+	}
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case <-free:
+	case <-t.C:
+	case <-ctx.Done():
+	}
 }
 
 func (s *syncer) arm() {
@@ -265,7 +297,7 @@ func (s *syncer) finish(err error) {
 func (e *Engine) FlushNow() error {
 	e.n.flushOps.Add(1)
 	if e.cfg.Durability != DurabilityNone {
-		return e.syncLog()
+		return e.syncLog(true)
 	}
 	if f := e.failed.Load(); f != nil {
 		return f.err
@@ -297,16 +329,26 @@ func (e *Engine) Flush(done func(error)) {
 	s.poke()
 }
 
+// Where a sync takes long, the background ones get rarer: they take at most one part in
+// syncShare of the disk, until they are maxSyncInterval apart.
+const (
+	syncShare       = 5
+	maxSyncInterval = time.Second
+)
+
 func (e *Engine) syncLoop() {
 	s := &e.sync
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	due := false
+	interval := e.cfg.SyncInterval
 	for {
 		waiting, armed := s.take(due)
 		if len(waiting) > 0 || (due && armed) {
 			due = false
-			err := e.syncLog()
+			start := time.Now()
+			err := e.syncLog(len(waiting) > 0)
+			interval = min(max(e.cfg.SyncInterval, syncShare*time.Since(start)), max(e.cfg.SyncInterval, maxSyncInterval))
 			for _, done := range waiting {
 				done(err)
 			}
@@ -316,7 +358,7 @@ func (e *Engine) syncLoop() {
 		s.recycle(waiting)
 		due = false
 		if armed {
-			timer.Reset(e.cfg.SyncInterval)
+			timer.Reset(interval)
 		} else {
 			timer.Stop()
 		}
@@ -336,8 +378,12 @@ func (e *Engine) syncLoop() {
 	}
 }
 
-// syncLog makes durable what has been appended so far.
-func (e *Engine) syncLog() error {
+// syncLog makes durable what has been appended so far; awaited says that a client waits for it.
+func (e *Engine) syncLog(awaited bool) error {
+	if awaited {
+		e.sync.awaited.Add(1)
+		defer e.sync.served()
+	}
 	e.logMu.RLock()
 	defer e.logMu.RUnlock()
 	if f := e.failed.Load(); f != nil {
