@@ -27,6 +27,7 @@ type Config struct {
 	Secret     string // the secret itself (from MARS_SECRET); wins over SecretFile
 	NBDDir     string // directory of the unix sockets, one per exported resource
 	NBDTCP     string // ADDR:PORT of an additional NBD listener for all exports, "" = off
+	NBDTLS     NBDTLS // of that listener
 
 	Durability    device.Durability
 	LogRotateSize int64 // bytes at which a primary starts its next log, 0 = only on demand
@@ -51,6 +52,41 @@ type Config struct {
 	FS  vfs.FS
 	Now func() time.Time // wall clock; tests make it jump
 	Log *slog.Logger
+}
+
+// Modes of NBDTLS.
+const (
+	TLSRequire = "require" // nobody is served without; the zero value means this, too
+	TLSOn      = "on"      // whoever asks for it gets it
+	TLSOff     = "off"
+)
+
+// NBDTLS says how the NBD port is protected. Without files its certificates are derived from the cluster
+// secret (transport.NBDAuthority).
+type NBDTLS struct {
+	Mode          string // TLSRequire, TLSOn or TLSOff
+	Cert, Key, CA string // PEM files: the server's certificate and key, and the authority of its clients
+}
+
+func (t NBDTLS) validate() error {
+	switch t.Mode {
+	case "", TLSRequire, TLSOn, TLSOff:
+	default:
+		return fmt.Errorf("TLS of the NBD port is %q, want %s, %s or %s", t.Mode, TLSRequire, TLSOn, TLSOff)
+	}
+	given := 0
+	for _, f := range []string{t.Cert, t.Key, t.CA} {
+		if f != "" {
+			given++
+		}
+	}
+	if given != 0 && given != 3 {
+		return errors.New("TLS of the NBD port with own certificates needs all of certificate, key and authority of the clients")
+	}
+	if given != 0 && t.Mode == TLSOff {
+		return errors.New("TLS of the NBD port is off, but certificates are given")
+	}
+	return nil
 }
 
 // DefaultConfig returns the settings of a node with name and root.
@@ -105,10 +141,43 @@ func (c *Config) Validate() error {
 			bad("interval %s must be positive", name)
 		}
 	}
+	if err := c.NBDTLS.validate(); err != nil {
+		bad("%w", err)
+	}
 	if c.LogRotateSize < 0 {
 		bad("log rotate size %d is negative", c.LogRotateSize)
 	}
 	return errors.Join(errs...)
+}
+
+// secret reads the cluster secret.
+func (c *Config) secret() (secret transport.Secret, err error) {
+	if c.Secret != "" {
+		secret, err = transport.ParseSecret(c.Secret)
+	} else {
+		if err := transport.CheckOutside(c.Root, c.SecretFile); err != nil {
+			return nil, err
+		}
+		secret, err = transport.LoadSecret(c.SecretFile)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cluster secret: %w", err)
+	}
+	return secret, nil
+}
+
+// WriteNBDClient writes into dir what a foreign NBD client needs to get in at the NBD ports of this
+// cluster, under the names that it looks for. See docs/OPERATIONS.md.
+func (c *Config) WriteNBDClient(dir, name string) error {
+	secret, err := c.secret()
+	if err != nil {
+		return err
+	}
+	a, err := transport.NewNBDAuthority(secret)
+	if err != nil {
+		return err
+	}
+	return a.WriteClient(dir, name)
 }
 
 // splitBind parses ADDR[:PORT] of the gossip port.

@@ -2,12 +2,15 @@ package cluster
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
 	"mars/device"
 	"mars/device/nbd"
+	"mars/transport"
 )
 
 // exports serves the devices of the node: each on its own unix socket, and all of
@@ -22,16 +25,47 @@ func (n *Node) openExports() error {
 	if n.cfg.NBDTCP == "" {
 		return nil
 	}
+	secure, err := n.nbdTLS()
+	if err != nil {
+		return err
+	}
 	l, err := net.Listen("tcp", n.cfg.NBDTCP)
 	if err != nil {
 		return fmt.Errorf("NBD port: %w (choose another one with --nbd-tcp)", err)
 	}
+	if secure == nil {
+		n.log.Warn("NBD port without TLS: whoever reaches it can read and write every device", keyAddr, n.cfg.NBDTCP)
+	}
 	n.spawn(func() {
-		if err := n.exports.server.Serve(l); err != nil {
+		if err := n.exports.server.ServeTLS(l, secure, secure != nil && n.cfg.NBDTLS.Mode != TLSOn); err != nil {
 			n.log.Error("NBD port failed", keyAddr, n.cfg.NBDTCP, keyErr, err)
 		}
 	})
 	return nil
+}
+
+// nbdTLS is what the NBD port asks of its clients, nil for nothing.
+func (n *Node) nbdTLS() (*tls.Config, error) {
+	t := n.cfg.NBDTLS
+	switch {
+	case t.Mode == TLSOff:
+		return nil, nil
+	case t.Cert != "":
+		return transport.LoadNBDServerTLS(t.Cert, t.Key, t.CA)
+	}
+	secret, err := n.cfg.secret()
+	if err != nil {
+		return nil, err
+	}
+	a, err := transport.NewNBDAuthority(secret)
+	if err != nil {
+		return nil, err
+	}
+	hosts := []string{"localhost"}
+	if h, err := os.Hostname(); err == nil && h != n.cfg.Node {
+		hosts = append(hosts, h)
+	}
+	return a.ServerTLS(n.cfg.Node, hosts...), nil
 }
 
 func (x *exports) close() { x.server.Close() }

@@ -212,18 +212,9 @@ func (n *Node) awaitCluster(ctx context.Context) error {
 }
 
 func (n *Node) openIdentity() error {
-	var secret transport.Secret
-	var err error
-	if n.cfg.Secret != "" {
-		secret, err = transport.ParseSecret(n.cfg.Secret)
-	} else {
-		if err := transport.CheckOutside(n.cfg.Root, n.cfg.SecretFile); err != nil {
-			return err
-		}
-		secret, err = transport.LoadSecret(n.cfg.SecretFile)
-	}
+	secret, err := n.cfg.secret()
 	if err != nil {
-		return fmt.Errorf("cluster secret: %w", err)
+		return err
 	}
 	n.id, err = transport.NewIdentity(secret, n.cfg.Node, n.cfg.SecretFile+"."+n.cfg.Node+".key")
 	if err != nil {

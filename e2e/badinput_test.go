@@ -160,7 +160,7 @@ func TestBadInput(t *testing.T) {
 	a, b := c.Nodes[0], c.Nodes[1]
 	tcp := a.Addr + ":10809"
 	a.Stop()
-	a.Args = append(a.Args, "--nbd-tcp", tcp)
+	a.Args = append(a.Args, "--nbd-tcp", tcp, "--nbd-tls", "off")
 	a.Start()
 	const size = 8 * mib
 	diskA, diskB := a.Disk("disk", size), b.Disk("disk", size)

@@ -67,7 +67,7 @@ func TestForeignClients(t *testing.T) {
 	diskA, diskB := a.Disk("disk", size), b.Disk("disk", size)
 	tcp := a.Addr + ":10809"
 	a.Stop()
-	a.Args = append(a.Args, "--nbd-tcp", tcp)
+	a.Args = append(a.Args, "--nbd-tcp", tcp, "--nbd-tls", "off")
 	a.Start()
 	a.CreateResource(diskA)
 	b.JoinResource(diskB)

@@ -48,7 +48,7 @@ are its user interface. "marsd demo" shows everything on this machine.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), cmd.Flags()) },
 	}
 	o.flags(cmd.Flags())
-	cmd.AddCommand(demo.Command())
+	cmd.AddCommand(demo.Command(), nbdClientCommand(o))
 	return cmd
 }
 
@@ -60,6 +60,10 @@ func (o *options) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.SecretFile, "secret", c.SecretFile, "file with the cluster secret, mode 0600 (MARS_SECRET: the file, or the secret itself)")
 	f.StringVar(&c.NBDDir, "nbd-dir", c.NBDDir, "directory for the unix socket of each device")
 	f.StringVar(&c.NBDTCP, "nbd-tcp", c.NBDTCP, "ADDR:PORT on which all devices are served too (off)")
+	f.StringVar(&c.NBDTLS.Mode, "nbd-tls", cluster.TLSRequire, "TLS on that port: require, on (for clients that ask for it) or off; clients get their files from marsd nbd-client")
+	f.StringVar(&c.NBDTLS.Cert, "nbd-tls-cert", "", "certificate of the port in PEM form (derived from the cluster secret)")
+	f.StringVar(&c.NBDTLS.Key, "nbd-tls-key", "", "its key in PEM form")
+	f.StringVar(&c.NBDTLS.CA, "nbd-tls-ca", "", "authority in PEM form that vouches for the clients of the port")
 	f.StringVar(&o.durability, "durability", device.DurabilityFlush.String(), "when a write is acknowledged: flush, always or none")
 	f.StringVar(&o.rotate, "log-rotate-size", strconv.FormatInt(c.LogRotateSize, 10), "bytes after which a primary starts its next logfile; 0 = only on demand; K, M, G are understood")
 	f.BoolVar(&c.Gossip, "gossip", c.Gossip, "spread news by gossip; everything works, slower, without")

@@ -1,5 +1,7 @@
 package nbd
 
+import "mars/internal/nbdproto"
+
 // OpKind says what an Op does to its range.
 type OpKind uint8
 
@@ -50,6 +52,35 @@ type Backend interface {
 	// SyncNow is Sync for a caller that has nothing else to do: it returns when that
 	// is durable. It saves the way through another goroutine.
 	SyncNow() error
+}
+
+// State tells what a part of a device is made of, in the bits of the meta context base:allocation.
+type State uint32
+
+// The bits of State. A part with neither is allocated and may hold anything.
+const (
+	StateHole State = nbdproto.StateHole // takes no space
+	StateZero State = nbdproto.StateZero // reads as zeroes
+)
+
+// Extent is a part of a device in one state.
+type Extent struct {
+	Len   int64
+	State State
+}
+
+// SparseBackend is a Backend that knows where it holds data. For others the export offers
+// neither block status nor FAST_ZERO nor CACHE.
+type SparseBackend interface {
+	Backend
+	// Extents appends to dst the extents from off on, in order and without gaps: at least one,
+	// at most limit, none reaching beyond end. It may block. What it says was true
+	// at some moment between call and return.
+	Extents(dst []Extent, off, end int64, limit int) ([]Extent, error)
+	// FastZeroes tells whether OpZeroes costs much less than writing as many bytes. It must not block.
+	FastZeroes() bool
+	// Prefetch makes reads of a range fast soon, as far as that is sensible. It may block.
+	Prefetch(off, length int64) error
 }
 
 // Export is a Backend under a name.

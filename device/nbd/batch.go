@@ -10,9 +10,9 @@ import (
 type batch struct {
 	ops     []Op      // for Submit; Data aliases the receive buffer
 	opReqs  []request // of ops
-	reads   []request
-	flushes []uint64 // handles
-	trivial []uint64 // handles of requests with nothing to do
+	reads   []request // and whatever else may wait for the disk
+	flushes []uint64  // handles
+	trivial []uint64  // handles of requests with nothing to do
 	refused []refused
 	disc    bool
 
@@ -54,15 +54,16 @@ func (b *batch) add(r request, data []byte) {
 	case nbdproto.CmdFlush:
 		b.flushes = append(b.flushes, r.handle)
 		return
-	case nbdproto.CmdRead:
+	case nbdproto.CmdRead, nbdproto.CmdBlockStatus:
 		b.reads = append(b.reads, r)
-		return
-	case nbdproto.CmdCache:
-		b.trivial = append(b.trivial, r.handle)
 		return
 	}
 	if r.length == 0 {
 		b.trivial = append(b.trivial, r.handle)
+		return
+	}
+	if r.cmd == nbdproto.CmdCache {
+		b.reads = append(b.reads, r)
 		return
 	}
 	op := Op{Off: int64(r.off), Len: int64(r.length), FUA: r.fua()}
@@ -243,6 +244,10 @@ const maxInlineRead = 256 << 10
 
 // read answers a read, or leaves it to a worker and returns false.
 func (c *conn) read(r request) bool {
+	if r.cmd != nbdproto.CmdRead {
+		c.delegate(r, replyRoom)
+		return false
+	}
 	n := int(r.length)
 	if n == 0 {
 		c.replyData(r)
@@ -260,16 +265,31 @@ func (c *conn) read(r request) bool {
 			return true
 		}
 	}
-	reserved := int64(n + replyRoom)
+	c.delegate(r, int64(n+replyRoom))
+	return false
+}
+
+// delegate leaves a request to a worker. reserved bounds its reply, in bytes.
+func (c *conn) delegate(r request, reserved int64) {
 	if !c.out.fits(reserved) {
 		c.flushReplies() // nothing may be held back while we wait
 	}
 	c.out.reserve(reserved)
 	c.exp.queueRead(readJob{c, r})
-	return false
 }
 
-// serveRead runs in a worker.
+// serve runs in a worker.
+func (c *conn) serve(r request) {
+	switch r.cmd {
+	case nbdproto.CmdBlockStatus:
+		c.serveStatus(r)
+	case nbdproto.CmdCache:
+		c.servePrefetch(r)
+	default:
+		c.serveRead(r)
+	}
+}
+
 func (c *conn) serveRead(r request) {
 	b := getBuffer(int(r.length) + replyRoom)
 	p := putData(b, c.structured, r)

@@ -32,8 +32,6 @@ type Config struct {
 	// ReceiveBuffer is the memory, in bytes, that one receive may fill. It bounds the size
 	// of a batch. Default 512 KiB: more than a unix socket holds.
 	ReceiveBuffer int
-	// AdvertiseCache offers the CACHE command, as a no-op.
-	AdvertiseCache bool
 }
 
 // DefaultConfig is what the zero Config stands for.

@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -18,7 +19,7 @@ import (
 type conn struct {
 	srv  *Server
 	nc   net.Conn
-	only *string // the listener's only export
+	door *door // through which it came
 	id   uint64
 	peer string
 	log  *slog.Logger
@@ -30,6 +31,7 @@ type conn struct {
 
 	exp        *export
 	structured bool
+	status     bool // base:allocation is negotiated
 	out        *outbox
 	rx         receiver
 	batch      batch
@@ -37,23 +39,23 @@ type conn struct {
 	habit      habit
 }
 
-func newConn(s *Server, nc net.Conn, only *string, id uint64) *conn {
+func newConn(s *Server, nc net.Conn, d *door, id uint64) *conn {
 	peer := peerName(nc)
-	return &conn{srv: s, nc: nc, only: only, id: id, peer: peer, log: s.log.With(keyConn, id, keyPeer, peer)}
+	return &conn{srv: s, nc: nc, door: d, id: id, peer: peer, log: s.log.With(keyConn, id, keyPeer, peer)}
 }
 
 // find, attach and list make conn the directory of its handshake.
-func (c *conn) find(name string) (*export, error)   { return c.srv.find(c.only, name) }
+func (c *conn) find(name string) (*export, error)   { return c.srv.find(c.door.only, name) }
 func (c *conn) attach(name string) (*export, error) { return c.srv.attach(c, name) }
-func (c *conn) list() []Export                      { return c.srv.list(c.only) }
+func (c *conn) list() []Export                      { return c.srv.list(c.door.only) }
 
 // run is the life of the connection.
 func (c *conn) run() {
 	defer c.nc.Close()
 	c.nc.SetDeadline(time.Now().Add(c.srv.cfg.HandshakeTimeout))
-	ses, err := negotiate(c.nc, c)
+	ses, err := negotiate(c.nc, c, c.door)
 	if ses.exp != nil {
-		c.exp, c.structured = ses.exp, ses.structured
+		c.exp, c.structured, c.status = ses.exp, ses.structured, ses.status
 		defer func() {
 			c.nc.Close() // what is reported as gone is gone
 			c.srv.detach(c, c.exp)
@@ -65,7 +67,7 @@ func (c *conn) run() {
 	}
 	c.nc.SetDeadline(time.Time{})
 	c.log = c.log.With(keyExport, c.exp.Name)
-	c.transmit()
+	c.transmit(ses.tls)
 }
 
 func (c *conn) handshakeFailed(err error) {
@@ -80,8 +82,13 @@ func (c *conn) handshakeFailed(err error) {
 }
 
 // transmit is the transmission phase, from the first request to the last reply.
-func (c *conn) transmit() {
-	w := newWire(c.nc)
+func (c *conn) transmit(secure *tls.Conn) {
+	var w wire
+	if secure != nil {
+		w = &connWire{nc: secure, raw: c.nc}
+	} else {
+		w = newWire(c.nc)
+	}
 	defer w.Close()
 	c.stopMu.Lock()
 	c.wire = w
@@ -93,7 +100,7 @@ func (c *conn) transmit() {
 	c.out = newOutbox(w, c.srv.cfg)
 	c.rx = receiver{w: w, buf: c.srv.receiveBuffer()}
 	defer c.srv.releaseReceiveBuffer(c.rx.buf)
-	c.log.Info("nbd: client connected", keyOpen, c.srv.OpenCount(c.exp.Name))
+	c.log.Info("nbd: client connected", keyTLS, secure != nil, keyOpen, c.srv.OpenCount(c.exp.Name))
 
 	err := c.loop()
 	var bad *streamError
@@ -202,7 +209,7 @@ func (x *receiver) fill(want int) error {
 func (c *conn) receive(room int) error {
 	c.batch.reset()
 	for {
-		lim := limits{size: c.exp.Backend.Size(), trans: c.exp.trans, structured: c.structured}
+		lim := c.limits()
 		want, err := c.decode(lim, room)
 		if c.batch.len() > 0 {
 			return nil // an error comes back next time, behind what was in front of it
@@ -216,6 +223,15 @@ func (c *conn) receive(room int) error {
 		if c.stopping.Load() {
 			return errStopped
 		}
+	}
+}
+
+// limits are asked for anew whenever something was received.
+func (c *conn) limits() limits {
+	e := c.exp
+	return limits{
+		size: e.Backend.Size(), trans: e.trans, structured: c.structured, status: c.status,
+		slowZeroes: e.sparse != nil && !e.sparse.FastZeroes(),
 	}
 }
 

@@ -24,7 +24,7 @@ func Errno(err error) uint32 {
 		case syscall.ENOMEM:
 			return nbdproto.ENOMEM
 		case syscall.EINVAL, syscall.EOPNOTSUPP, syscall.ENOSYS:
-			// NBD reserves ENOTSUP for FAST_ZERO, which is not offered.
+			// NBD reserves ENOTSUP for FAST_ZERO, which is decided before the backend is asked.
 			return nbdproto.EINVAL
 		case syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG:
 			return nbdproto.ENOSPC

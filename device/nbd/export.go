@@ -10,7 +10,8 @@ import (
 // export is an Export with its clients.
 type export struct {
 	Export
-	trans    uint16 // transmission flags, DF excepted
+	sparse   SparseBackend // nil if the backend is none
+	trans    uint16        // transmission flags, DF excepted
 	inflight atomic.Int64
 
 	// Guarded by Server.mu.
@@ -26,7 +27,8 @@ type export struct {
 	maxWorkers int
 }
 
-// readJob is a read that could not be answered at memory speed.
+// readJob is a request that may have to wait for the disk: a read that could not be answered
+// at memory speed, a block status or a prefetch.
 type readJob struct {
 	c *conn
 	r request
@@ -40,11 +42,16 @@ func newExport(e Export, cfg Config) *export {
 	} else {
 		trans |= nbdproto.TransTrim | nbdproto.TransWriteZeroes
 	}
-	if cfg.AdvertiseCache {
+	sparse, _ := e.Backend.(SparseBackend)
+	if sparse != nil {
 		trans |= nbdproto.TransCache
+		if !e.ReadOnly {
+			trans |= nbdproto.TransFastZero
+		}
 	}
 	return &export{
 		Export:     e,
+		sparse:     sparse,
 		trans:      trans,
 		conns:      make(map[*conn]struct{}),
 		changed:    make(chan struct{}),
@@ -103,6 +110,6 @@ func (e *export) readWorker() {
 			e.readQueue, e.readHead = e.readQueue[:n], 0
 		}
 		e.readMu.Unlock()
-		j.c.serveRead(j.r)
+		j.c.serve(j.r)
 	}
 }

@@ -45,7 +45,7 @@ func play(t testing.TB, script []byte, piece int) (*Memory, []byte) {
 	s := NewServer(Config{Log: slog.New(slog.DiscardHandler), ReceiveBuffer: 8192})
 	check(t, s.Add(Export{Name: "disk", Backend: m}))
 	sc := &scriptConn{in: bytes.NewReader(script), piece: piece}
-	newConn(s, sc, nil, 1).run()
+	newConn(s, sc, &door{}, 1).run()
 	if s.OpenCount("disk") != 0 || s.InFlight("disk") != 0 {
 		t.Errorf("%d open, %d in flight after the end", s.OpenCount("disk"), s.InFlight("disk"))
 	}
@@ -106,11 +106,11 @@ func expect(stream []byte) (answers []answer, image []byte) {
 			}
 			data, stream = stream[:n], stream[n:]
 		}
-		mask, known := map[uint16]uint16{0: 1, 1: 1, 2: 1, 3: 1, 4: 1, 6: 3}[cmd]
+		mask, known := map[uint16]uint16{0: 1, 1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 19}[cmd]
 		inside := off <= fuzzSize && n <= fuzzSize-off
 		var a answer
 		switch {
-		case !known || flags&^mask != 0, cmd == 3 && (off != 0 || n != 0), (cmd == 0 || cmd == 4) && !inside:
+		case !known || flags&^mask != 0, cmd == 3 && (off != 0 || n != 0), (cmd == 0 || cmd == 4 || cmd == 5) && !inside:
 			a.errno = 22
 		case (cmd == 1 || cmd == 6) && !inside:
 			a.errno = 28

@@ -1,10 +1,12 @@
 package nbd
 
 import (
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
 
@@ -20,6 +22,8 @@ var (
 	errAborted = errors.New("client aborted the handshake")
 	// errNotNBD is a peer that speaks something else.
 	errNotNBD = errors.New("peer does not speak the NBD handshake")
+	// errPlain is a client that wants its export by the oldest option, to which there is no other no.
+	errPlain = errors.New("client does not use TLS, which this address requires")
 )
 
 // directory is what a handshake needs to know about exports.
@@ -33,22 +37,27 @@ type directory interface {
 type session struct {
 	exp        *export // attached
 	structured bool
+	status     bool      // base:allocation, too
+	tls        *tls.Conn // nil without
 }
 
 // handshake is the server's side of the fixed newstyle negotiation.
 type handshake struct {
-	rw         io.ReadWriter
+	rw         net.Conn
 	dir        directory
+	door       *door
+	secure     *tls.Conn
 	noZeroes   bool
 	structured bool
-	in         []byte // option data, at most maxOption
-	out        []byte // replies of one option, sent in one write
+	status     *export // for which base:allocation is chosen
+	in         []byte  // option data, at most maxOption
+	out        []byte  // replies of one option, sent in one write
 }
 
 // negotiate runs the handshake until the client has chosen an export. The caller owns
 // session.exp whenever it is not nil, also beside an error.
-func negotiate(rw io.ReadWriter, dir directory) (session, error) {
-	h := &handshake{rw: rw, dir: dir}
+func negotiate(rw net.Conn, dir directory, d *door) (session, error) {
+	h := &handshake{rw: rw, dir: dir, door: d}
 	if _, err := rw.Write(nbdproto.AppendGreeting(nil, nbdproto.FlagFixedNewstyle|nbdproto.FlagNoZeroes)); err != nil {
 		return session{}, fmt.Errorf("send greeting: %w", err)
 	}
@@ -62,7 +71,7 @@ func negotiate(rw io.ReadWriter, dir directory) (session, error) {
 	}
 	h.noZeroes = flags&uint32(nbdproto.FlagNoZeroes) != 0
 	for {
-		if _, err := io.ReadFull(rw, p[:]); err != nil {
+		if _, err := io.ReadFull(h.rw, p[:]); err != nil {
 			return session{}, fmt.Errorf("read option: %w", err)
 		}
 		opt := nbdproto.OptionHeader(p[:])
@@ -71,7 +80,7 @@ func negotiate(rw io.ReadWriter, dir directory) (session, error) {
 		}
 		exp, err := h.option(opt.ID, opt.Length)
 		if exp != nil || err != nil {
-			return session{exp: exp, structured: h.structured}, err
+			return session{exp: exp, structured: h.structured, status: exp != nil && exp == h.status, tls: h.secure}, err
 		}
 	}
 }
@@ -96,7 +105,18 @@ func (h *handshake) option(id, length uint32) (*export, error) {
 	if _, err := io.ReadFull(h.rw, data); err != nil {
 		return nil, fmt.Errorf("read option %d: %w", id, err)
 	}
+	if h.door.require && h.secure == nil && id != nbdproto.OptStartTLS && id != nbdproto.OptAbort {
+		if id == nbdproto.OptExportName {
+			return nil, errPlain
+		}
+		h.refuse(id, nbdproto.RepErrTLSReqd, "this address serves nobody without TLS")
+		return nil, h.flush()
+	}
 	switch id {
+	case nbdproto.OptStartTLS:
+		return nil, h.startTLS(id, data)
+	case nbdproto.OptListMetaContext, nbdproto.OptSetMetaContext:
+		h.metaContext(id, data)
 	case nbdproto.OptExportName:
 		return h.exportName(string(data))
 	case nbdproto.OptAbort:

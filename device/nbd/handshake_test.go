@@ -16,14 +16,14 @@ import (
 	"mars/internal/nbdproto"
 )
 
-func ready(t *testing.T, r *nbdclient.Raw) *nbdclient.Raw {
+func ready(t testing.TB, r *nbdclient.Raw) *nbdclient.Raw {
 	t.Helper()
 	check(t, r.ClientFlags(uint32(nbdproto.FlagFixedNewstyle|nbdproto.FlagNoZeroes)))
 	return r
 }
 
 // final sends an option and checks the type of its last reply.
-func final(t *testing.T, r *nbdclient.Raw, id uint32, data []byte, want uint32) []nbdclient.OptionReply {
+func final(t testing.TB, r *nbdclient.Raw, id uint32, data []byte, want uint32) []nbdclient.OptionReply {
 	t.Helper()
 	list, err := r.OptionReplies(id, data)
 	if err != nil {
@@ -60,7 +60,7 @@ func TestListHasOneReplyPerExport(t *testing.T) {
 }
 
 func TestInfoAndGo(t *testing.T) {
-	ts := startServer(t, Config{AdvertiseCache: true},
+	ts := startServer(t, Config{},
 		Export{Name: "rw", Description: "writable", Backend: NewMemory(12345)},
 		Export{Name: "ro", Backend: NewMemory(1 << 44), ReadOnly: true})
 	both := nbdproto.TransHasFlags | nbdproto.TransFlush | nbdproto.TransFUA | nbdproto.TransCanMultiConn | nbdproto.TransCache
@@ -70,8 +70,8 @@ func TestInfoAndGo(t *testing.T) {
 		size       int64
 		flags      uint16
 	}{
-		{"rw", "writable", false, 12345, both | nbdproto.TransTrim | nbdproto.TransWriteZeroes},
-		{"rw", "writable", true, 12345, both | nbdproto.TransTrim | nbdproto.TransWriteZeroes | nbdproto.TransDF},
+		{"rw", "writable", false, 12345, both | nbdproto.TransTrim | nbdproto.TransWriteZeroes | nbdproto.TransFastZero},
+		{"rw", "writable", true, 12345, both | nbdproto.TransTrim | nbdproto.TransWriteZeroes | nbdproto.TransFastZero | nbdproto.TransDF},
 		{"ro", "", false, 1 << 44, both | nbdproto.TransReadOnly},
 	} {
 		t.Run(fmt.Sprint(tc.name, tc.structured), func(t *testing.T) {
@@ -182,7 +182,7 @@ func TestBadOptions(t *testing.T) {
 	}{
 		{"starttls", nbdproto.OptStartTLS, nil, nbdproto.RepErrUnsup},
 		{"peek", nbdproto.OptPeekExport, []byte("disk"), nbdproto.RepErrUnsup},
-		{"meta context", nbdproto.OptSetMetaContext, make([]byte, 40), nbdproto.RepErrUnsup},
+		{"meta context without structured replies", nbdproto.OptSetMetaContext, make([]byte, 40), nbdproto.RepErrInvalid},
 		{"extended headers", nbdproto.OptExtendedHeaders, nil, nbdproto.RepErrUnsup},
 		{"unknown", 0xdeadbeef, make([]byte, 100), nbdproto.RepErrUnsup},
 		{"unknown, long", 0xdeadbeef, make([]byte, 100_000), nbdproto.RepErrTooBig},

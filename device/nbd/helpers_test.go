@@ -185,6 +185,9 @@ func pattern(rnd *rand.Rand, n int) []byte {
 	return p[:n]
 }
 
+// plain hides that a backend is a SparseBackend.
+type plain struct{ Backend }
+
 // hookBackend is a Memory with some methods replaced.
 type hookBackend struct {
 	*Memory

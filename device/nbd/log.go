@@ -10,4 +10,5 @@ const (
 	keyHint     = "hint"
 	keyOpen     = "open"
 	keyRetry    = "retry_in"
+	keyTLS      = "tls"
 )

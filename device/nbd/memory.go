@@ -55,6 +55,35 @@ func (m *Memory) Sync(done func(error)) { done(nil) }
 // SyncNow has nothing to do.
 func (m *Memory) SyncNow() error { return nil }
 
+// Extents implements SparseBackend.
+func (m *Memory) Extents(dst []Extent, off, end int64, limit int) ([]Extent, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	have := len(dst)
+	for off < end {
+		n := min(memoryPage-off%memoryPage, end-off)
+		var state State
+		if m.pages[off/memoryPage] == nil {
+			state = StateHole | StateZero
+		}
+		if k := len(dst); k > have && dst[k-1].State == state {
+			dst[k-1].Len += n
+		} else if k-have == limit {
+			break
+		} else {
+			dst = append(dst, Extent{n, state})
+		}
+		off += n
+	}
+	return dst, nil
+}
+
+// FastZeroes implements SparseBackend.
+func (m *Memory) FastZeroes() bool { return true }
+
+// Prefetch has nothing to do.
+func (m *Memory) Prefetch(int64, int64) error { return nil }
+
 // Pages is the number of allocated pages of 64 KiB.
 func (m *Memory) Pages() int {
 	m.mu.RLock()

@@ -60,6 +60,8 @@ type limits struct {
 	size       int64
 	trans      uint16 // transmission flags of the export
 	structured bool   // negotiated
+	status     bool   // block status is negotiated
+	slowZeroes bool   // the backend cannot promise FAST_ZERO now
 }
 
 // allowedFlags are the command flags that may come with each command.
@@ -73,6 +75,11 @@ func (l limits) allowedFlags(cmd uint16) uint16 {
 		}
 	case nbdproto.CmdWriteZeroes:
 		allowed |= nbdproto.CmdFlagNoHole
+		if l.trans&nbdproto.TransFastZero != 0 {
+			allowed |= nbdproto.CmdFlagFastZero
+		}
+	case nbdproto.CmdBlockStatus:
+		allowed |= nbdproto.CmdFlagReqOne
 	}
 	return allowed
 }
@@ -84,6 +91,13 @@ func (l limits) check(r request) *refusal {
 	case nbdproto.CmdCache:
 		if l.trans&nbdproto.TransCache == 0 {
 			return &refusal{nbdproto.EINVAL, "CACHE is not offered by this export"}
+		}
+	case nbdproto.CmdBlockStatus:
+		if !l.status {
+			return &refusal{nbdproto.EINVAL, "BLOCK_STATUS needs the meta context " + nbdproto.ContextAllocation + ", which was not negotiated"}
+		}
+		if r.length == 0 {
+			return &refusal{nbdproto.EINVAL, "BLOCK_STATUS of 0 bytes"}
 		}
 	default:
 		return &refusal{nbdproto.EINVAL, fmt.Sprintf("%s (%d) is not offered by this export", nbdproto.CommandName(r.cmd), r.cmd)}
@@ -114,6 +128,9 @@ func (l limits) check(r request) *refusal {
 			errno = nbdproto.ENOSPC
 		}
 		return &refusal{errno, fmt.Sprintf("%s of %d bytes at %d reaches beyond the end of the device at %d", nbdproto.CommandName(r.cmd), r.length, r.off, l.size)}
+	}
+	if r.flags&nbdproto.CmdFlagFastZero != 0 && l.slowZeroes {
+		return &refusal{nbdproto.ENOTSUP, "WRITE_ZEROES would not be faster than writing, because zeroes are logged as writes"}
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -145,16 +146,29 @@ func (s *Server) InFlight(name string) int {
 // stands for the export of that name or else, if there is exactly one export,
 // for that one. It returns nil after Close.
 func (s *Server) Serve(l net.Listener) error {
-	return s.serve(l, nil)
+	return s.serve(l, &door{})
+}
+
+// ServeTLS is Serve with the option STARTTLS. If require is set, a client gets nothing before
+// it has taken that option. Whom it may be taken by is up to cfg (ClientAuth).
+func (s *Server) ServeTLS(l net.Listener, cfg *tls.Config, require bool) error {
+	return s.serve(l, &door{tls: cfg, require: require})
+}
+
+// door is what a listener offers its clients.
+type door struct {
+	only    *string     // the only export, nil for all
+	tls     *tls.Config // of STARTTLS, nil if it is not offered
+	require bool        // STARTTLS comes first
 }
 
 // ServeExport is Serve for a listener that offers one export only, under its
 // name and as the default. The export may come and go meanwhile.
 func (s *Server) ServeExport(l net.Listener, name string) error {
-	return s.serve(l, &name)
+	return s.serve(l, &door{only: &name})
 }
 
-func (s *Server) serve(l net.Listener, only *string) error {
+func (s *Server) serve(l net.Listener, d *door) error {
 	defer l.Close()
 	if s.cfgErr != nil {
 		return s.cfgErr
@@ -178,7 +192,7 @@ func (s *Server) serve(l net.Listener, only *string) error {
 		nc, err := l.Accept()
 		if err == nil {
 			pause = 0
-			s.start(nc, only)
+			s.start(nc, d)
 			continue
 		}
 		if s.isClosed() {
@@ -200,7 +214,7 @@ func (s *Server) serve(l net.Listener, only *string) error {
 }
 
 // start takes over a new connection.
-func (s *Server) start(nc net.Conn, only *string) {
+func (s *Server) start(nc net.Conn, d *door) {
 	s.mu.Lock()
 	if s.closed || len(s.conns) >= s.cfg.MaxConns {
 		full := !s.closed
@@ -212,7 +226,7 @@ func (s *Server) start(nc net.Conn, only *string) {
 		return
 	}
 	s.nextConn++
-	c := newConn(s, nc, only, s.nextConn)
+	c := newConn(s, nc, d, s.nextConn)
 	s.conns[c] = struct{}{}
 	s.wg.Add(1)
 	s.mu.Unlock()
@@ -259,7 +273,7 @@ func (s *Server) Close() error {
 func (s *Server) attach(c *conn, name string) (*export, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e, err := s.lookup(c.only, name)
+	e, err := s.lookup(c.door.only, name)
 	if err != nil {
 		return nil, err
 	}

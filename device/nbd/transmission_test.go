@@ -74,7 +74,7 @@ func TestRefusals(t *testing.T) {
 				content := bytes.Repeat([]byte{0x5a}, size)
 				check(t, m.Submit([]Op{{Len: size, Data: content}}))
 				ts := startServer(t, Config{}, Export{Name: "disk", ReadOnly: tc.readOnly,
-					Backend: &hookBackend{Memory: m, submit: func([]Op) error { t.Error("Submit was called"); return nil }}})
+					Backend: plain{&hookBackend{Memory: m, submit: func([]Op) error { t.Error("Submit was called"); return nil }}}})
 				r := ts.rawGo("disk", structured)
 				msg := nbdclient.RequestHeader(tc.r.cmd, tc.r.flags, 42, tc.r.off, tc.r.length)
 				if tc.r.cmd == write {
@@ -208,7 +208,7 @@ func TestBackendErrors(t *testing.T) {
 func TestEmptyRequests(t *testing.T) {
 	h := &hookBackend{Memory: NewMemory(4096)}
 	h.submit = func([]Op) error { t.Error("Submit was called"); return nil }
-	ts := startServer(t, Config{AdvertiseCache: true}, Export{Name: "disk", Backend: h})
+	ts := startServer(t, Config{}, Export{Name: "disk", Backend: h})
 	for _, structured := range []bool{false, true} {
 		r := ts.rawGo("disk", structured)
 		for _, cmd := range []uint16{nbdproto.CmdRead, nbdproto.CmdWrite, nbdproto.CmdTrim, nbdproto.CmdWriteZeroes, nbdproto.CmdCache} {

@@ -38,12 +38,13 @@ func newWire(nc net.Conn) wire {
 		nc.Close() // its socket lives on in w, out of the runtime's poller
 		return w
 	}
-	return &connWire{nc: nc}
+	return &connWire{nc: nc, raw: nc}
 }
 
 // connWire is a wire over any net.Conn.
 type connWire struct {
 	nc      net.Conn
+	raw     net.Conn // what nc sends through: nc itself, or the socket below TLS
 	stopped atomic.Bool
 }
 
@@ -72,7 +73,7 @@ func (w *connWire) Close() { w.nc.Close() }
 
 func (w *connWire) Shutdown() {
 	w.stopped.Store(true)
-	w.nc.Close()
+	w.raw.Close() // TLS would first try to say good-bye
 }
 
 // sockWire is a wire over a socket whose descriptor it owns, for two reasons. A reply can be tried without

@@ -39,11 +39,13 @@ const (
 	RepAck    = protocol.NEGOTIATION_TYPE_REPLY_ACK
 	RepServer = protocol.NEGOTIATION_TYPE_REPLY_SERVER
 	RepInfo   = protocol.NEGOTIATION_TYPE_REPLY_INFO
+	RepMeta   = uint32(4) // META_CONTEXT
 
 	RepErr         = uint32(1 << 31)
 	RepErrUnsup    = protocol.NEGOTIATION_TYPE_REPLY_ERR_UNSUPPORTED
 	RepErrPolicy   = RepErr | 2
 	RepErrInvalid  = RepErr | 3
+	RepErrTLSReqd  = RepErr | 5
 	RepErrUnknown  = protocol.NEGOTIATION_TYPE_REPLY_ERR_UNKNOWN
 	RepErrShutdown = RepErr | 7
 	RepErrTooBig   = RepErr | 9
@@ -122,6 +124,14 @@ const (
 	ChunkErrorOffset = ChunkErrBit | 2
 )
 
+// The meta context that everybody knows, and the bits of its descriptors.
+const (
+	ContextAllocation = "base:allocation"
+
+	StateHole = 1 << 0
+	StateZero = 1 << 1
+)
+
 // Sizes on the wire, and limits.
 const (
 	GreetingSize     = 18 // protocol.NegotiationNewstyleHeader
@@ -132,6 +142,8 @@ const (
 	SimpleReplySize  = 16 // protocol.TransmissionReplyHeader
 	ChunkHeaderSize  = 20
 	ChunkOffsetSize  = 8   // the offset in front of the data of ChunkOffsetData
+	ContextIDSize    = 4   // in front of the descriptors of ChunkBlockStatus
+	DescriptorSize   = 8   // length and state of one extent in ChunkBlockStatus
 	OldExportPadding = 124 // zeroes after the reply to EXPORT_NAME unless NO_ZEROES
 
 	MaxName    = 4096     // bytes of any string
