@@ -55,7 +55,7 @@ func (h *file) write(off, n int64) error {
 	}
 	h.fs.mu.Unlock()
 	if h.fs.disk != nil && direct {
-		h.submit(span{off, off + n})
+		h.submit(Background, span{off, off + n})
 	}
 	return nil
 }
@@ -70,14 +70,14 @@ func (n *node) mark(s span) {
 }
 
 // submit queues a range in requests of at most maxRequest, waiting for room in the queue.
-func (h *file) submit(s span) {
+func (h *file) submit(class Class, s span) {
 	for s.off < s.end {
 		k := min(s.end-s.off, maxRequest)
 		h.wait(h.fs.depth - 1)
 		h.fs.mu.Lock()
 		h.n.under++
 		h.fs.mu.Unlock()
-		h.fs.disk.Submit(h.n.base+s.off, k, h.landed)
+		h.fs.disk.Submit(class, h.n.base+s.off, k, h.landed)
 		s.off += k
 	}
 }
@@ -121,7 +121,7 @@ func (h *file) Datasync() error {
 	h.fs.mu.Unlock()
 	slices.SortFunc(dirty, func(a, b span) int { return int(min(1, max(-1, a.off-b.off))) })
 	for _, s := range dirty {
-		h.submit(s)
+		h.submit(Waited, s)
 	}
 	h.wait(0)
 	if grown {

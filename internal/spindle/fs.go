@@ -21,7 +21,8 @@ import (
 // blocks, the second after the first is on the platter.
 type FS struct {
 	disk *Disk
-	// Depth bounds the requests of one AddFile file that are under way; like nr_requests of the kernel.
+	// depth bounds the requests of an AddFile file that are under way: what the write-out of an Engine keeps in
+	// flight, 4 jobs x 2 units x 8 runs.
 	depth int
 
 	mu      sync.Mutex
@@ -56,7 +57,7 @@ type span struct{ off, end int64 }
 
 // NewFS returns a file system for new files in [from, end of the disk).
 func NewFS(d *Disk, from int64) *FS {
-	f := &FS{disk: d, depth: 128, nodes: map[string]*node{"/": {mode: fs.ModeDir | 0o700}}}
+	f := &FS{disk: d, depth: 64, nodes: map[string]*node{"/": {mode: fs.ModeDir | 0o700}}}
 	f.journal, f.space = from, from+journalSize
 	return f
 }

@@ -16,6 +16,7 @@ type Geometry struct {
 	Overhead time.Duration // of a command that finds the disk idle
 	Queue    int           // requests that the disk itself sees, and orders
 	MaxAge   time.Duration // a request that waited so long is next
+	Patience time.Duration // a Waited request that waited so long stops Background ones; wbt_lat_usec of the kernel
 }
 
 // HDD7200 is a 1 TiB disk with 7200 rpm: 8.3 ms a revolution, 7.9 ms average seek, 140 MB/s with track switches,
@@ -24,7 +25,7 @@ func HDD7200() Geometry {
 	return Geometry{
 		Capacity: 1 << 40, Track: 1280 << 10, RPM: 7200,
 		SeekMin: time.Millisecond, SeekMax: 14 * time.Millisecond,
-		Overhead: 100 * time.Microsecond, Queue: 32, MaxAge: time.Second,
+		Overhead: 100 * time.Microsecond, Queue: 32, MaxAge: time.Second, Patience: 75 * time.Millisecond,
 	}
 }
 
