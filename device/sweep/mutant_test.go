@@ -3,7 +3,9 @@ package sweep
 import (
 	"context"
 	"io/fs"
+	"os"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -25,24 +27,16 @@ type mutant struct {
 
 	datasync func(m *mutant, f *mutantFile) error
 	syncDir  func(m *mutant, fs *crashfs.FS, dir string) error
-	late     bool // writes to the log land with the next call
+	late     bool // writes to the log have returned when they begin
 	dirty    func(log logfile.Name, min, end int64) bool
 	recover  func(e *device.Engine, known logfile.Position) (logfile.Position, int64, error)
 
 	run  *run
 	mu   sync.Mutex
 	owed []func() error
-	held map[string]heldWrite
-}
-
-type heldWrite struct {
-	f   vfs.File
-	p   []byte
-	off int64
 }
 
 func (m *mutant) wrap(fs *crashfs.FS) vfs.FS {
-	m.held = map[string]heldWrite{}
 	return &mutantFS{fs, m}
 }
 
@@ -60,23 +54,18 @@ func (m *mutant) settle() error {
 	return nil
 }
 
-func (m *mutant) owe(f func() error) {
+// owe syncs the file later, also if it has been closed by then.
+func (m *mutant) owe(f *mutantFile) {
 	m.mu.Lock()
-	m.owed = append(m.owed, f)
-	m.mu.Unlock()
-}
-
-// land performs the write to the file that is held back.
-func (m *mutant) land(name string) error {
-	m.mu.Lock()
-	h, ok := m.held[name]
-	delete(m.held, name)
-	m.mu.Unlock()
-	if !ok {
-		return nil
-	}
-	_, err := h.f.WriteAt(h.p, h.off)
-	return err
+	defer m.mu.Unlock()
+	m.owed = append(m.owed, func() error {
+		h, err := m.run.fs.OpenFile(f.name, os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		return h.Datasync()
+	})
 }
 
 type mutantFS struct {
@@ -108,44 +97,24 @@ type mutantFile struct {
 func (f *mutantFile) isLog() bool { return strings.HasPrefix(path.Base(f.name), "log-") }
 
 func (f *mutantFile) Datasync() error {
-	if err := f.m.land(f.name); err != nil {
-		return err
-	}
 	if f.m.datasync != nil {
 		return f.m.datasync(f.m, f)
 	}
 	return f.File.Datasync()
 }
 
-func (f *mutantFile) ReadAt(p []byte, off int64) (int, error) {
-	if err := f.m.land(f.name); err != nil {
-		return 0, err
-	}
-	return f.File.ReadAt(p, off)
-}
-
 func (f *mutantFile) WritevAt(bufs [][]byte, off int64) (int, error) {
 	if !f.m.late || !f.isLog() {
 		return f.File.WritevAt(bufs, off)
 	}
-	if err := f.m.land(f.name); err != nil {
-		return 0, err
-	}
-	h := heldWrite{f: f.File, off: off}
-	for _, b := range bufs {
-		h.p = append(h.p, b...)
-	}
-	f.m.mu.Lock()
-	f.m.held[f.name] = h
-	f.m.mu.Unlock()
-	return len(h.p), nil
-}
-
-func (f *mutantFile) Close() error {
-	if err := f.m.land(f.name); err != nil {
-		return err
-	}
-	return f.File.Close()
+	p := slices.Concat(bufs...)
+	go func() {
+		if h, err := f.m.run.fs.OpenFile(f.name, os.O_RDWR, 0); err == nil {
+			h.WriteAt(p, off)
+			h.Close()
+		}
+	}()
+	return len(p), nil
 }
 
 func skipLog(_ *mutant, f *mutantFile) error {
@@ -165,7 +134,7 @@ func skipDisk(_ *mutant, f *mutantFile) error {
 // flushLater flushes the disk after the position has been published.
 func flushLater(m *mutant, f *mutantFile) error {
 	if f.name == diskPath {
-		m.owe(f.File.Datasync)
+		m.owe(f)
 		return nil
 	}
 	return f.File.Datasync()
@@ -174,7 +143,7 @@ func flushLater(m *mutant, f *mutantFile) error {
 // rotateFirst leaves the old log unsynced at a rotation until the new one has been synced.
 func rotateFirst(m *mutant, f *mutantFile) error {
 	if f.isLog() && m.run.s.running("rotate") && !strings.HasSuffix(f.name, logName(m.run.next).String()) {
-		m.owe(f.File.Datasync)
+		m.owe(f)
 		return nil
 	}
 	if err := f.File.Datasync(); err != nil || !f.isLog() {
