@@ -158,7 +158,7 @@ func (g *generator) reply() error {
 	g.flight--
 	now := time.Now()
 	flushNext := s.cmd == nbdproto.CmdWrite && g.l.flush > 0 && s.since >= g.l.flush
-	if !flushNext && s.began.After(g.from) && now.Before(g.end) {
+	if !flushNext && now.After(g.from) && now.Before(g.end) {
 		g.times = append(g.times, now.Sub(s.began))
 	}
 	if g.more(now) || flushNext {

@@ -23,6 +23,7 @@ func main() {
 	flag.StringVar(&o.profile, "profile", "", "directory for CPU, mutex, block and allocation profiles of marsd, one set per row")
 	flag.BoolVar(&o.detail, "detail", false, "print each server's latency, CPU and memory too")
 	flag.BoolVar(&o.foreign, "foreign", false, "cross-check: drive marsd and nbdkit by fio's NBD client too")
+	flag.DurationVar(&o.budget, "budget", 22*time.Minute, "time for the table of servers; rounds are left out when it gets short")
 	rows := flag.String("rows", ".", "regular expression of the rows to measure")
 	flag.Parse()
 	var err error
@@ -44,6 +45,7 @@ type options struct {
 	dir     string
 	rounds  int
 	runtime time.Duration
+	budget  time.Duration
 	size    int64
 	rows    *regexp.Regexp
 	json    string

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // cell collects the rounds of one load on one server.
@@ -83,8 +84,16 @@ func serverTable(ctx context.Context, o options, bin string, rep *report) error 
 		fmt.Printf(" %s |", st.name)
 	}
 	fmt.Printf("\n|%s\n", strings.Repeat("---|", len(list)+4))
-	for _, l := range rows {
-		cells, err := l.compare(ctx, o, list)
+	begin, rounds := time.Now(), 0
+	for i, l := range rows {
+		// What has been seen tells how many rounds fit into the rest of the budget.
+		n := o.rounds
+		if rounds > 0 {
+			left, each := o.budget-time.Since(begin), time.Since(begin)/time.Duration(rounds)
+			n = max(1, min(n, int(left/(each*time.Duration(len(rows)-i)))))
+		}
+		rounds += n
+		cells, err := l.compare(ctx, o, list, n)
 		if err != nil {
 			return err
 		}
@@ -101,7 +110,7 @@ func serverTable(ctx context.Context, o options, bin string, rep *report) error 
 }
 
 // compare runs the rounds of one load.
-func (l load) compare(ctx context.Context, o options, list []starter) ([]*cell, error) {
+func (l load) compare(ctx context.Context, o options, list []starter, rounds int) ([]*cell, error) {
 	cells := make([]*cell, len(list))
 	for i, st := range list {
 		cells[i] = &cell{Row: l.name, Server: st.name}
@@ -109,7 +118,7 @@ func (l load) compare(ctx context.Context, o options, list []starter) ([]*cell, 
 			cells[i].Note = st.unsafe
 		}
 	}
-	for round := range o.rounds {
+	for round := range rounds {
 		for k := range list {
 			i := (k + round) % len(list) // nobody is always first
 			if cells[i].Note != "" || list[i].foreign && (!o.foreign || l.fua) {

@@ -10,14 +10,14 @@ import (
 	"mars/internal/spindle"
 )
 
-// TestOverload writes more than the disk can take, from the first burst on, for a minute of virtual
+// TestOverload writes more than the disk can take, from the first burst on, for half a minute of virtual
 // time or MARS_SOAK. Writers must get slower, not stop: no request and no silence lasts longer than a second, and what is
 // acknowledged is what the disk takes.
 func TestOverload(t *testing.T) {
 	if testing.Short() {
 		t.Skip("a few seconds of simulation")
 	}
-	long, limit, span := time.Minute, 1<<16, int64(4<<30)
+	long, limit, span := 30*time.Second, 1<<15, int64(2<<30)
 	if s := os.Getenv("MARS_SOAK"); s != "" {
 		d, err := time.ParseDuration(s)
 		check(t, err)

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -125,11 +126,11 @@ func TestSeekCurve(t *testing.T) {
 // No request waits for ever, however attractive its competitors are.
 func TestNoStarvation(t *testing.T) {
 	bubble(t, func(t *testing.T, d *Disk) {
-		stop := false
+		var stop atomic.Bool
 		r := rand.New(rand.NewPCG(1, 1))
 		var again func()
 		again = func() {
-			if !stop {
+			if !stop.Load() {
 				d.Submit(Waited, r.Int64N(1<<30), 4096, again)
 			}
 		}
@@ -141,7 +142,7 @@ func TestNoStarvation(t *testing.T) {
 		if took := time.Since(start); took > HDD7200().MaxAge+100*time.Millisecond {
 			t.Errorf("the far request took %v", took)
 		}
-		stop = true
+		stop.Store(true)
 	})
 }
 
