@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -95,6 +96,7 @@ func TestVigilSees(t *testing.T) {
 // TestV04PrimaryKilled: kill -9 of the primary loses no acknowledged write, and the
 // role comes back by itself. Every fifth kill hits a rotation.
 func TestV04PrimaryKilled(t *testing.T) {
+	t.Parallel()
 	c := NewCluster(t, 2, WithArgs(fastArgs...))
 	a, b := c.Nodes[0], c.Nodes[1]
 	w := newWorld(t, c, 16*mib)
@@ -127,6 +129,50 @@ func TestV04PrimaryKilled(t *testing.T) {
 		t.Errorf("seen on the way:\n%s", strings.Join(bad, "\n"))
 	}
 	w.equal(a)
+}
+
+// TestKilledWhileStarting kills marsd again and again at random moments of its
+// start, with an empty log and with one that is not: it always comes back by itself.
+func TestKilledWhileStarting(t *testing.T) {
+	t.Parallel()
+	c := NewCluster(t, 1, WithArgs(fastArgs...))
+	a := c.Nodes[0]
+	const size = 4 * mib
+	a.CreateResource(a.Disk("disk", size))
+	p := &power{t: t, n: a}
+	rnd := seeded(t)
+	want := make([]byte, size)
+	repeat(t, 8, func(i int) {
+		for range 3 {
+			a.Kill()
+			a.StartNoWait()
+			// Half of the moments are around the first appearance of the device.
+			if rnd.IntN(2) == 0 {
+				if err := p.await("the socket appears", func() bool { _, err := os.Stat(a.Socket("r0")); return err == nil }); err != nil {
+					t.Fatalf("round %d: %v", i, err)
+				}
+				time.Sleep(time.Duration(rnd.IntN(20_000)) * time.Microsecond)
+			} else {
+				time.Sleep(time.Duration(rnd.IntN(600_000)) * time.Microsecond)
+			}
+		}
+		a.Kill()
+		img, err := p.boot(size)
+		if err != nil {
+			t.Fatalf("round %d: %v", i, err)
+		}
+		if !bytes.Equal(img, want) {
+			t.Fatalf("round %d: the device does not hold what was written", i)
+		}
+		if i%2 == 0 {
+			return
+		}
+		cl := a.Client()
+		copy(want[i%1000*4096:], bytes.Repeat([]byte{byte(i)}, 4096))
+		if err := errors.Join(cl.Write(context.Background(), want[i%1000*4096:(i%1000+1)*4096], int64(i%1000*4096)), cl.Close()); err != nil {
+			t.Fatal(err)
+		}
+	})
 }
 
 // fioJobs write one block after the other, each from the start of its own part of
@@ -207,6 +253,7 @@ func TestV04FioKilled(t *testing.T) {
 	if _, err := exec.LookPath("fio"); err != nil {
 		skip(t, "fio is not installed")
 	}
+	t.Parallel()
 	c := NewCluster(t, 2, WithArgs(fastArgs...))
 	a, b := c.Nodes[0], c.Nodes[1]
 	disks := map[*Node]string{a: a.Disk("disk", fioJobs*fioPart), b: b.Disk("disk", fioJobs*fioPart)}

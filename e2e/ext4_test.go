@@ -176,9 +176,7 @@ func (w *writer) more(on *Node, n int) {
 // files and is a resource.
 func ext4Cluster(t *testing.T, size int64) (a, b *Node, f *files) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("mounting needs root")
-	}
+	needBlockLayer(t)
 	c := NewCluster(t, 2)
 	a, b = c.Nodes[0], c.Nodes[1]
 	f = newFiles(t)

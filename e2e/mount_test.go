@@ -30,7 +30,7 @@ type mount struct {
 func attach(n *Node) *mount {
 	n.t.Helper()
 	m := fuseFile(n.t, n.URI("r0"), n.Path("mnt"), n.Path("fuse"))
-	m.loop = strings.TrimSpace(tool(n.t, "losetup", "-f", "--show", m.file))
+	m.loop = loopDevice(n.t, m.file)
 	return m
 }
 

@@ -24,7 +24,7 @@ var networks atomic.Int32
 func newNetwork(t testing.TB, n int) *network {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("network namespaces need root")
+		skip(t, "network namespaces need root")
 	}
 	id := fmt.Sprintf("me2e%d-%d", os.Getpid(), networks.Add(1))
 	w := &network{t: t, hub: id + "-hub"}

@@ -55,6 +55,7 @@ func checkCopy(t testing.TB, img, dir string, c *crew, asOf uint64) (map[string]
 // TestV19V20PowerCut: a filesystem on the device, a power cut anywhere: everything
 // is there that fsync, or the commit of a database, had confirmed.
 func TestV19V20PowerCut(t *testing.T) {
+	t.Parallel()
 	needBlockLayer(t, "python3", "e2fsck")
 	seed := testutil.Seed(t)
 	runs := map[string][]string{"all": {"files", "sqlite-WAL", "sqlite-DELETE"}}
@@ -90,6 +91,7 @@ func sweepFilesystem(t *testing.T, list map[string]workload, tick func() uint64,
 	m := mountOn(n)
 	p.watch()
 	crew := startCrew(t, m.dir, list)
+	n.WaitFor("the workloads have begun", func() bool { return crew.least() > 0 })
 	lo := p.rec.Len()
 	for range 3 {
 		next := time.Now().Add(dur / 3)
@@ -124,6 +126,7 @@ func sweepFilesystem(t *testing.T, list map[string]workload, tick func() uint64,
 // TestV19V20Freeze: the disk of a secondary that lags is, at any time, a
 // filesystem that mounts, is sound, and has an older version of everything.
 func TestV19V20Freeze(t *testing.T) {
+	t.Parallel()
 	needBlockLayer(t, "python3", "e2fsck")
 	const size = 48 * mib
 	c := NewCluster(t, 2, WithNetwork(), WithArgs(fastArgs...))
@@ -199,6 +202,7 @@ func (w unsafeSQLite) run(dir string, stop <-chan struct{}) error { return w.run
 // TestPowerControls: on crash disks alone, without MARS, workloads that sync as
 // they should survive every cut, and those that do not are found out.
 func TestPowerControls(t *testing.T) {
+	t.Parallel()
 	needBlockLayer(t, "python3", "e2fsck")
 	seed := testutil.Seed(t)
 	var clock atomic.Uint64
@@ -251,7 +255,7 @@ func bareSweep(t *testing.T, list map[string]workload, tick func() uint64, rnd *
 		}
 	})
 	m := fuseFile(t, "nbd+unix:///fs?socket="+dir+"/sock", dir+"/mnt", dir+"/fuse")
-	m.loop = strings.TrimSpace(tool(t, "losetup", "-f", "--show", m.file))
+	m.loop = loopDevice(t, m.file)
 	tool(t, "mount", "-t", "ext4", m.loop, m.dir)
 	m.up = true
 	crew := startCrew(t, m.dir, list)

@@ -29,9 +29,8 @@ type sweep struct {
 // may be cut there.
 const recordSectors = 63
 
-// runSweep records a run of about this time: P8 with FLUSH and FUA, a rotation
-// every 2 s (a quarter of that in the short form).
-func runSweep(t testing.TB, n *Node, bins string, dur time.Duration) *sweep {
+// prepareSweep puts n onto crash disks and prepares the writer: P8 with FLUSH and FUA.
+func prepareSweep(t testing.TB, n *Node) *sweep {
 	t.Helper()
 	const size = 8 * mib
 	seed := testutil.Seed(t)
@@ -49,8 +48,16 @@ func runSweep(t testing.TB, n *Node, bins string, dur time.Duration) *sweep {
 	if err := oracle.StampInitial(bytesAt(s.base), seed, size/oracle.SectorSize); err != nil {
 		t.Fatal(err)
 	}
-	n.Bin = bins
 	s.p = newPower(t, n, s.base, s.journal.Tick)
+	return s
+}
+
+// runSweep records a run of about this time, with a rotation every 2 s (four in
+// all in the short form).
+func runSweep(t testing.TB, n *Node, bins string, dur time.Duration) *sweep {
+	t.Helper()
+	s := prepareSweep(t, n)
+	n.Bin = bins
 	s.p.begin()
 	s.p.watch()
 	s.lo = s.p.rec.Len()
@@ -68,7 +75,6 @@ func runSweep(t testing.TB, n *Node, bins string, dur time.Duration) *sweep {
 	s.more(n, 10)
 	s.hi = s.p.rec.Len()
 	s.finish()
-	s.p.n.Bin = bin
 	s.h = s.p.end()
 	return s
 }
@@ -144,11 +150,12 @@ var modes = []struct {
 // TestV03PowerCut: wherever the power fails, the primary comes back by itself, at
 // a prefix of the history that has everything it has promised.
 func TestV03PowerCut(t *testing.T) {
+	t.Parallel()
 	needBlockLayer(t)
 	for _, mode := range modes {
 		t.Run(mode.name, func(t *testing.T) {
 			t.Parallel()
-			cuts, dur := 12, 3*time.Second
+			cuts, dur := 10, 3*time.Second
 			if soak(t) > 0 {
 				cuts, dur = 0, 20*time.Second
 			}
@@ -173,11 +180,12 @@ func TestV03PowerCut(t *testing.T) {
 // TestV03Mutants: a marsd that does not sync its logs, and one that does not sync
 // directories, do not survive these tests.
 func TestV03Mutants(t *testing.T) {
+	t.Parallel()
 	needBlockLayer(t)
 	t.Run("nosync", func(t *testing.T) {
 		t.Parallel()
 		c := NewCluster(t, 1, Apart(), WithArgs(fastArgs...))
-		s := runSweep(t, c.Nodes[0], mutant(t, "mutant_nosync"), 2*time.Second)
+		s := runSweep(t, c.Nodes[0], tagged(t, "mutant_nosync"), 2*time.Second)
 		tried := 0
 		var found error
 		s.each(60, oracle.Flushed, func(what string, _ *oracle.Verdict, err error) bool {
@@ -214,7 +222,7 @@ func rotateAndCut(t *testing.T, tags string) error {
 	c := NewCluster(t, 1, Apart(), WithArgs(fastArgs...))
 	n := c.Nodes[0]
 	if tags != "" {
-		n.Bin = mutant(t, tags)
+		n.Bin = tagged(t, tags)
 	}
 	var clock uint64
 	p := newPower(t, n, make([]byte, 4*mib), func() uint64 { clock++; return clock })
@@ -228,7 +236,6 @@ func rotateAndCut(t *testing.T, tags string) error {
 	n.Adm("log-rotate", "r0")
 	want, at := p.logNumber(), p.rec.Len()
 	n.Thaw()
-	n.Bin = bin
 	h := p.end()
 	if want != before+1 {
 		t.Fatalf("log-rotate after log %d: the last one is %d", before, want)

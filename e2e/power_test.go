@@ -19,6 +19,7 @@ import (
 
 	"mars/internal/crashdisk"
 	"mars/internal/nbdclient"
+	"mars/internal/testutil"
 )
 
 // needBlockLayer skips, visibly, where a filesystem cannot be mounted over NBD.
@@ -100,7 +101,7 @@ func newPower(t testing.TB, n *Node, content []byte, clock func() uint64) *power
 	})
 	uri := func(disk string) string { return "nbd+unix:///" + disk + "?socket=" + socket }
 	p.mars = fuseFile(t, uri("mars"), n.Root(), n.Path("fuse-mars"))
-	p.mars.loop = strings.TrimSpace(tool(t, "losetup", "-f", "--show", p.mars.file))
+	p.mars.loop = loopDevice(t, p.mars.file)
 	tool(t, "mount", "-t", "ext4", p.mars.loop, p.mars.dir)
 	p.mars.up = true
 	p.disk = fuseFile(t, uri("disk"), n.Path("unused"), n.Path("fuse-disk"))
@@ -156,12 +157,17 @@ func interesting(text string) bool {
 }
 
 // end ends the running system; what happens from now on is not part of the test.
+// The cuts are looked at by the binaries of the repository, without the race
+// detector in the short form: a cut costs two starts.
 func (p *power) end() *crashdisk.History {
 	p.t.Helper()
 	h := p.rec.History()
 	close(p.unwatch)
 	p.watching.Wait()
 	p.n.Kill()
+	if p.n.Bin = bin; soak(p.t) == 0 {
+		p.n.Bin = tagged(p.t, "")
+	}
 	p.mars.umount()
 	p.disk.release()
 	if err := p.stop(); err != nil {
@@ -201,11 +207,22 @@ func loopMount(t testing.TB, img, dir string) *mount {
 		t.Fatal(err)
 	}
 	m := &mount{t: t, dir: dir, fuse: img}
-	m.loop = strings.TrimSpace(tool(t, "losetup", "-f", "--show", img))
+	m.loop = loopDevice(t, img)
 	t.Cleanup(m.tearDown)
 	tool(t, "mount", "-t", "ext4", m.loop, dir)
 	m.up = true
 	return m
+}
+
+// loopDevice makes a block device of a file. There are few of them: it waits for one.
+func loopDevice(t testing.TB, file string) (loop string) {
+	t.Helper()
+	testutil.WaitFor(t, waitLimit, "a loop device is free", func() bool {
+		out, err := try(t, "losetup", "-f", "--show", file)
+		loop = strings.TrimSpace(out)
+		return err == nil
+	})
+	return loop
 }
 
 // hangRule is how long a node may take to come back by itself.
@@ -307,13 +324,21 @@ func indexes(h *crashdisk.History, rnd *rand.Rand, lo, hi, n int) []int {
 	return list
 }
 
-// mutant builds our binaries with a build tag that puts a fault into them.
-func mutant(t testing.TB, tag string) string {
+// tagged builds our binaries without the race detector, with a build tag that puts
+// a fault into them, or none.
+func tagged(t testing.TB, tag string) string {
 	t.Helper()
-	dir := filepath.Join(bin, tag)
+	taggedMu.Lock()
+	defer taggedMu.Unlock()
+	dir := filepath.Join(bin, "tag-"+tag)
+	if _, err := os.Stat(dir); err == nil {
+		return dir
+	}
 	build := exec.Command("go", "build", "-tags", tag, "-o", dir+"/", "mars/cmd/marsd", "mars/cmd/marsadm")
 	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the mutant: %v\n%s", err, out)
+		t.Fatalf("build with tag %q: %v\n%s", tag, err, out)
 	}
 	return dir
 }
+
+var taggedMu sync.Mutex
