@@ -75,6 +75,9 @@ func (l load) durable() bool { return l.fua || l.flush > 0 }
 
 // measure runs the load once.
 func (l load) measure(ctx context.Context, s *server, o options) (result, error) {
+	if l.block >= 1<<20 {
+		o.runtime *= 3 // or a slow disk completes nothing
+	}
 	r, err := drive(ctx, s, l, o)
 	if err != nil {
 		return r, fmt.Errorf("%s on %s: %w", l.name, s.name, err)
@@ -86,6 +89,9 @@ func (l load) measure(ctx context.Context, s *server, o options) (result, error)
 
 // fioArgs is the load in fio's words.
 func (l load) fioArgs(o options) []string {
+	if l.block >= 1<<20 {
+		o.runtime *= 3
+	}
 	rw := map[int]string{0: "write", 100: "read"}[l.reads]
 	if rw == "" {
 		rw = "rw"
