@@ -365,6 +365,7 @@ func leaveResource(ctx context.Context, j *job) error {
 	if err := j.purge(false); err != nil {
 		return err
 	}
+	j.removeUnits(ctx)
 	if len(macro.Members(j.tree, string(j.r))) == 0 || j.opt.dryRun {
 		return nil
 	}

@@ -23,6 +23,7 @@ type primaryInput struct {
 	res               symlinktree.Resource
 	host              string
 	force, ignoreSync bool
+	services          bool // leave the device when they are told to
 	now               symlinktree.Stamp
 	window            time.Duration
 }
@@ -92,6 +93,9 @@ func checkPrimary(t macro.Tree, in primaryInput) error {
 	if code, _ := t.Get(r.ActualPath(h, "replay-code")); macro.Number(code) < 0 {
 		return refuse(fmt.Sprintf("look at marsadm view %s; marsadm invalidate %s copies everything anew", r, r),
 			"replay has stopped on %s with an error: %s", h, macro.ErrnoText(code))
+	}
+	if in.services {
+		return nil
 	}
 	return checkUnused(t, r, old, false)
 }
@@ -244,7 +248,8 @@ func primary(ctx context.Context, j *job) error {
 		return err
 	}
 	check := func() error {
-		return checkPrimary(j.tree, primaryInput{j.r, j.host, j.forced(), j.opt.ignoreSync, j.tree.Clock().Now(), j.opt.window})
+		services := moves(j.tree, j.r) && j.opt.systemd != 0
+		return checkPrimary(j.tree, primaryInput{j.r, j.host, j.forced(), j.opt.ignoreSync, services, j.tree.Clock().Now(), j.opt.window})
 	}
 	// Fresh news first: `umount` on the old primary and then `primary` here must not
 	// be refused because of an open-count that is still on its way.
@@ -273,14 +278,37 @@ func primary(ctx context.Context, j *job) error {
 			return err
 		}
 	case designated != j.host:
-		if err := j.handover(ctx, old, designated); err != nil {
+		if err := j.handoverServices(ctx, old, designated); err != nil {
 			return err
 		}
 	}
 	if err := j.apply(planDesignate(j.tree.Snapshot(), j.r, j.host)); err != nil {
 		return err
 	}
-	return j.awaitPrimary(ctx)
+	if j.forced() && moves(j.tree, j.r) {
+		if err := j.apply([]op{set(j.r.SystemdWantPath(), j.host)}); err != nil {
+			return err
+		}
+	}
+	if err := j.awaitPrimary(ctx); err != nil {
+		return err
+	}
+	return j.startServices(ctx)
+}
+
+// handoverServices is a handover of the role together with the services that use
+// the device: they stop there first. When it fails they are wanted there again.
+func (j *job) handoverServices(ctx context.Context, old, designated string) error {
+	before, _ := j.tree.Get(j.r.SystemdWantPath())
+	moving, err := j.stopServices(ctx, j.host, old)
+	if err == nil {
+		err = j.handover(ctx, old, designated)
+	}
+	if err != nil && moving && !j.opt.dryRun {
+		j.warn("the services of %s are wanted on %s again", j.r, before)
+		return errors.Join(err, j.apply([]op{set(j.r.SystemdWantPath(), before)}))
+	}
+	return err
 }
 
 // checkReachable: a primary that cannot be asked cannot hand over.
@@ -423,7 +451,10 @@ func (j *job) awaitPrimary(ctx context.Context) error {
 
 func secondary(ctx context.Context, j *job) error {
 	old := oldPrimary(j.tree, j.r)
-	if old != "" {
+	if _, err := j.stopServices(ctx, symlinktree.NoHost, old); err != nil {
+		return err
+	}
+	if old != "" && !(j.opt.dryRun && moves(j.tree, j.r)) {
 		if err := checkUnused(j.tree, j.r, old, j.forced()); err != nil {
 			return err
 		}

@@ -148,8 +148,19 @@ func needsSync(t macro.Tree, r symlinktree.Resource, host string) bool {
 	return macro.Number(pos) < macro.Number(size)
 }
 
+// leaveDevice makes sure that nobody uses the device: services that this program
+// moves are stopped, everybody else is in the way.
+func (j *job) leaveDevice(ctx context.Context) error {
+	if want, _ := j.tree.Get(j.r.SystemdWantPath()); want == j.host {
+		if moving, err := j.stopServices(ctx, symlinktree.NoHost, j.host); err != nil || moving && j.opt.dryRun {
+			return err
+		}
+	}
+	return checkUnused(j.tree, j.r, j.host, j.forced())
+}
+
 func detach(ctx context.Context, j *job) error {
-	if err := checkUnused(j.tree, j.r, j.host, j.forced()); err != nil {
+	if err := j.leaveDevice(ctx); err != nil {
 		return err
 	}
 	if err := j.turn(symlinktree.SwitchAttach, false, false); err != nil {
@@ -159,7 +170,7 @@ func detach(ctx context.Context, j *job) error {
 }
 
 func down(ctx context.Context, j *job) error {
-	if err := checkUnused(j.tree, j.r, j.host, j.forced()); err != nil {
+	if err := j.leaveDevice(ctx); err != nil {
 		return err
 	}
 	if err := j.apply(planSwitches(j.r, j.host, false)); err != nil {

@@ -54,6 +54,7 @@ func groups() []group {
 		{"Consistency and size", dataVerbs()},
 		{"Waiting", waitVerbs()},
 		{"Logs and housekeeping", houseVerbs()},
+		{"Services", systemdVerbs()},
 		{"Parameters and links", append(paramVerbs(), linkVerbs()...)},
 		{"Views", append(viewVerbs(), legacyVerbs()...)},
 		{"Tools", toolVerbs()},

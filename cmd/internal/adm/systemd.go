@@ -1,0 +1,349 @@
+package adm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"mars/cmd/internal/macro"
+	"mars/cmd/internal/systemd"
+	"mars/symlinktree"
+)
+
+func systemdVerbs() []verb {
+	return []verb{
+		{name: "set-systemd-unit", args: "RES START [STOP]", help: "units that follow the primary; DEFAULT takes those that the templates name", res: oneRes, min: 1, max: 2, each: setSystemdUnit},
+		{name: "get-systemd-unit", args: "RES", help: "print them", res: oneRes, readOnly: true, anyResource: true, each: getSystemdUnit},
+		{name: "set-systemd-want", args: "RES HOST|(none)", help: "where the services shall run", res: oneRes, min: 1, max: 1, each: setSystemdWant},
+		{name: "get-systemd-want", args: "RES", help: "print it", res: oneRes, readOnly: true, anyResource: true,
+			each: func(_ context.Context, j *job) error { return j.printLink(j.r.SystemdWantPath()) }},
+		{name: "systemd-trigger", args: "[RES]", help: "generate units anew and let systemd look at the state", res: optRes, anyResource: true, each: systemdTrigger},
+		{name: "systemd-trigger-extern", args: "RES", help: "start or stop the services here, as the state demands (called by units)", hidden: true, res: optRes, anyResource: true, each: systemdExtern},
+	}
+}
+
+// engine is the template engine as the environment sets it up.
+func (j *job) engine() *systemd.Engine {
+	get := func(name, def string) string {
+		if v := j.env.Getenv(name); v != "" {
+			return v
+		}
+		return def
+	}
+	var dirs []string
+	for _, d := range searchPath(j.env) {
+		dirs = append(dirs, filepath.Join(d, get("SYSTEMD_SUBDIR", "systemd-templates")))
+	}
+	cfg := systemd.Config{
+		TemplateDirs: dirs,
+		UnitDir:      get("SYSTEMD_TARGET_DIR", ""),
+		ScriptDir:    filepath.Join(etcDir(j.env), get("SYSTEMD_SCRIPTS_SUBDIR", "systemd-generated-scripts")),
+		Systemctl:    get("SYSTEMCTL", ""),
+		Escape:       get("SYSTEMD_ESCAPE", ""),
+		Incape:       get("SYSTEMD_INCAPE", ""),
+		Dependencies: strings.Fields(j.env.Getenv("SYSTEMD_DEPENDENCIES")),
+		Eval:         j.evalTemplate,
+		Retry:        50 * j.env.Poll,
+	}
+	return systemd.New(cfg)
+}
+
+// systemdOn: services follow resources on this machine.
+func (j *job) systemdOn() bool {
+	return j.opt.systemd != 0 && j.env.Getenv("SYSTEMD_RECURSIVE_CALL") == "" && j.engine().Available()
+}
+
+// templateVars are the variables that templates may use.
+func (j *job) templateVars() systemd.Vars {
+	c := j.context(string(j.r))
+	value := func(m string) string { v, _ := c.Eval(m); return v }
+	start, _ := j.tree.Get(j.r.SystemdStartPath())
+	stop, _ := j.tree.Get(j.r.SystemdStopPath())
+	disk, _ := j.tree.Get(j.r.DataPath(j.host))
+	return systemd.Vars{
+		"res": string(j.r), "resdir": filepath.Join(j.tree.Root(), j.r.Dir()), "mars": j.tree.Root(), "host": j.host, "node": j.node,
+		"cmd": j.command, "dev": value("get-device"), "disk": disk, "start_unit": start, "stop_unit": stop,
+		"socket": filepath.Join("/run/mars", string(j.r)+".sock"), "marsadm": marsadmPath(),
+	}
+}
+
+// marsadmPath is this program, for units that call it.
+func marsadmPath() string {
+	if p, err := os.Executable(); err == nil {
+		return p
+	}
+	return "marsadm"
+}
+
+// units are the names that the resource's links hold.
+func units(t macro.Tree, r symlinktree.Resource) (start, stop string) {
+	start, _ = t.Get(r.SystemdStartPath())
+	if stop, _ = t.Get(r.SystemdStopPath()); stop == "" {
+		stop = start
+	}
+	return start, stop
+}
+
+// moves reports whether the services of a resource move with its primary: it has
+// units and a place where they are wanted.
+func moves(t macro.Tree, r symlinktree.Resource) bool {
+	start, _ := units(t, r)
+	return start != "" && has(t, r.SystemdWantPath())
+}
+
+func setSystemdUnit(ctx context.Context, j *job) error {
+	e, vars := j.engine(), j.templateVars()
+	var names [2]string
+	for i, phase := range []string{"START", "STOP"} {
+		word := j.args[min(i, len(j.args)-1)]
+		if word == "" {
+			continue
+		}
+		name, err := e.Resolve(word, phase, vars)
+		if err == nil {
+			err = symlinktree.ValidValue(name)
+		}
+		if err != nil {
+			return refuse(`name a unit, or DEFAULT for the one that a template has; "" takes them away`, "%s unit %q: %v", strings.ToLower(phase), word, err)
+		}
+		names[i] = name
+	}
+	if names[0] == "" {
+		var batch []op
+		for _, p := range []string{j.r.SystemdStartPath(), j.r.SystemdStopPath(), j.r.SystemdWantPath()} {
+			if has(j.tree, p) {
+				batch = append(batch, del(p))
+			}
+		}
+		return j.apply(batch)
+	}
+	want, _ := j.tree.Get(j.r.PrimaryPath())
+	if want == "" {
+		want = symlinktree.NoHost
+	}
+	err := j.apply([]op{set(j.r.SystemdStartPath(), names[0]), set(j.r.SystemdStopPath(), names[1]), set(j.r.SystemdWantPath(), want)})
+	if err != nil || !j.systemdOn() || j.opt.dryRun {
+		return err
+	}
+	return j.generate(ctx)
+}
+
+func getSystemdUnit(_ context.Context, j *job) error {
+	if start, stop := units(j.tree, j.r); start != "" {
+		j.print("%s %s\n", start, stop)
+	}
+	return nil
+}
+
+// checkWant is pure.
+func checkWant(t macro.Tree, r symlinktree.Resource, want string, force bool) error {
+	if start, _ := units(t, r); start == "" {
+		return refuse(fmt.Sprintf("marsadm set-systemd-unit %s START [STOP]", r), "it has no units")
+	}
+	if want == symlinktree.NoHost {
+		return nil
+	}
+	if !has(t, symlinktree.IPPath(want)) {
+		return refuse("hosts of this cluster: "+words(macro.Hosts(t)), "no host %s in the cluster", want)
+	}
+	if p, _ := t.Get(r.PrimaryPath()); p != want && !force {
+		return refuse(fmt.Sprintf("marsadm primary %s on %s moves the services with the role", r, want), "designated primary is %s, not %s", orMissing(p), want)
+	}
+	return nil
+}
+
+func setSystemdWant(ctx context.Context, j *job) error {
+	want := j.args[0]
+	if want == "none" {
+		want = symlinktree.NoHost
+	}
+	if err := checkWant(j.tree, j.r, want, j.forced()); err != nil {
+		return err
+	}
+	if err := j.apply([]op{set(j.r.SystemdWantPath(), want)}); err != nil {
+		return err
+	}
+	if err := j.services(ctx); err != nil {
+		return err
+	}
+	if j.opt.noWait {
+		return nil
+	}
+	if want == symlinktree.NoHost {
+		var links []linkIs
+		for _, m := range macro.Members(j.tree, string(j.r)) {
+			links = append(links, linkIs{path: j.r.ActualPath(m, "open-count"), want: "0"})
+		}
+		return j.awaitLinks(ctx, "the services have closed the device", links...)
+	}
+	return j.awaitLinks(ctx, "the services have opened the device", linkIs{path: j.r.ActualPath(want, "open-count"), want: "1"})
+}
+
+// generate writes the units of the resource, and those that watch it.
+func (j *job) generate(ctx context.Context) error {
+	start, stop := units(j.tree, j.r)
+	e := j.engine()
+	names := []string{start, stop}
+	// The unit that reacts to a changed intent, if there is a template for it.
+	if name, err := e.Resolve("WATCH", "START", j.templateVars()); err == nil {
+		names = append(names, name)
+	} else if !errors.Is(err, systemd.ErrNoTemplate) {
+		return err
+	}
+	rep, err := e.Generate(ctx, names, j.templateVars())
+	for _, n := range rep.Written {
+		j.detail("generated unit %s", n)
+	}
+	return err
+}
+
+// wanted decides what the services on host have to do: it is pure.
+func wanted(t macro.Tree, r symlinktree.Resource, host string) (run bool, unit string) {
+	start, stop := units(t, r)
+	want, _ := t.Get(r.SystemdWantPath())
+	primary, _ := t.Get(r.PrimaryPath())
+	device, _ := t.Get(r.ActualPath(host, "if-on"))
+	if want == host && primary == host && symlinktree.Switch(device) {
+		return true, start
+	}
+	return false, stop
+}
+
+// services starts or stops the services on this machine as the state demands, and
+// reports the outcome. Nothing happens where systemd does not run.
+func (j *job) services(ctx context.Context) error {
+	start, _ := units(j.tree, j.r)
+	if start == "" || j.host != j.node || !j.systemdOn() {
+		return nil
+	}
+	run, unit := wanted(j.tree.Snapshot(), j.r, j.host)
+	verb := "stop"
+	if run {
+		verb = "start"
+	}
+	if j.opt.dryRun {
+		j.print("DRY_RUN: would %s unit '%s'\n", verb, unit)
+		return nil
+	}
+	err := j.generate(ctx)
+	if err == nil {
+		if run {
+			err = j.engine().Start(ctx, unit)
+		} else {
+			err = j.engine().Stop(ctx, unit)
+		}
+	}
+	code := 0
+	var exit *systemd.ExitError
+	if errors.As(err, &exit) {
+		code = exit.Code
+	} else if err != nil {
+		code = -1
+	}
+	report := j.apply([]op{set(j.r.SystemdStatusPath(verb, j.host), strconv.Itoa(code))})
+	if err != nil {
+		err = refuse(fmt.Sprintf("systemctl status %s; journalctl -u %s; then marsadm systemd-trigger %s", unit, unit, j.r), "%v", err)
+	}
+	return errors.Join(err, report)
+}
+
+// systemdTrigger generates the units and touches the file that path units watch.
+func systemdTrigger(ctx context.Context, j *job) error {
+	if start, _ := units(j.tree, j.r); start == "" {
+		j.detail("%s has no units", j.r)
+		return nil
+	}
+	if !j.systemdOn() {
+		j.warn("systemd does not run here, or is switched off: nothing to do")
+		return nil
+	}
+	if j.opt.dryRun {
+		j.print("DRY_RUN: would generate the units of %s and touch '%s'\n", j.r, filepath.Join(j.tree.Root(), j.r.SystemdTriggerPath()))
+		return nil
+	}
+	if err := j.generate(ctx); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(j.tree.Root(), j.r.SystemdTriggerPath()), []byte(j.tree.Clock().Now().String()+"\n"), 0o600)
+}
+
+func systemdExtern(ctx context.Context, j *job) error { return j.services(ctx) }
+
+// stopServices makes the services of a resource leave the device, wherever it is
+// open, before the role or the disk goes. It reports whether there are any.
+func (j *job) stopServices(ctx context.Context, want, holder string) (bool, error) {
+	if !moves(j.tree, j.r) || j.opt.systemd == 0 {
+		return false, nil
+	}
+	if err := j.apply([]op{set(j.r.SystemdWantPath(), want)}); err != nil {
+		return true, err
+	}
+	if holder == j.host {
+		if err := j.services(ctx); err != nil {
+			return true, err
+		}
+	}
+	if holder == "" || j.opt.noWait {
+		return true, nil
+	}
+	err := j.awaitLinks(ctx, "the services on "+holder+" have closed the device", linkIs{path: j.r.ActualPath(holder, "open-count"), want: "0"})
+	return true, err
+}
+
+// serviceGrace is how long a started service may take to open the device before that
+// is remarked upon.
+const serviceGrace = 30 * time.Second
+
+// startServices follows a handover to this host.
+func (j *job) startServices(ctx context.Context) error {
+	if !moves(j.tree, j.r) || j.opt.systemd == 0 {
+		return nil
+	}
+	if err := j.services(ctx); err != nil {
+		return err
+	}
+	if !j.systemdOn() || j.opt.dryRun {
+		return nil
+	}
+	ctx, cancel := j.within(ctx, serviceGrace)
+	defer cancel()
+	err := j.awaitLinks(ctx, "the services have opened the device", linkIs{path: j.r.ActualPath(j.host, "open-count"), want: "1"})
+	var late *timeoutError
+	if errors.As(err, &late) {
+		j.warn("the services of %s have been started, but nobody has opened the device yet", j.r)
+		return nil
+	}
+	return err
+}
+
+// removeUnits takes the units of a resource that has left away.
+func (j *job) removeUnits(ctx context.Context) {
+	if j.host != j.node || !j.systemdOn() || j.opt.dryRun {
+		return
+	}
+	removed, err := j.engine().Remove(ctx, string(j.r))
+	if err != nil {
+		j.warn("generated units of %s: %v", j.r, err)
+	}
+	if len(removed) > 0 {
+		j.detail("removed units: %s", words(removed))
+	}
+}
+
+// evalTemplate is the macro language inside a template.
+func (j *job) evalTemplate(text string, _ systemd.Vars) (string, error) {
+	name, args, ok := strings.Cut(strings.TrimSuffix(strings.TrimPrefix(text, "%"), "}"), "{")
+	if !ok || !strings.HasPrefix(text, "%") {
+		return "", fmt.Errorf("%q is not a macro", text)
+	}
+	var list []string
+	if args != "" {
+		list = strings.Split(args, "}{")
+	}
+	return j.context(string(j.r)).Eval(name, list...)
+}
