@@ -74,7 +74,9 @@ func TestDamagedOwnLog(t *testing.T) {
 		}
 		return true
 	})
-	b.WaitFor("the other node is told", func() bool { return b.View("log-damage", "r0") == "0" && b.Res("actual-hosta/log-damage") == place+","+cost })
+	b.WaitFor("the other node is told", func() bool {
+		return b.View("log-damage", "r0") == "0" && b.Res("actual-hosta/log-damage") == place+","+cost
+	})
 	if _, err, code := a.Try("primary", "r0"); code != 1 || !strings.Contains(err, place) {
 		t.Errorf("primary without --force: code %d, %s", code, err)
 	}
