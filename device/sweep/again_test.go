@@ -12,6 +12,7 @@ import (
 	"mars/internal/oracle/logoracle"
 	"mars/internal/vfs/crashfs"
 	"mars/logfile"
+	"mars/symlinktree"
 )
 
 // chosen returns the random source of one check of one state.
@@ -99,14 +100,18 @@ func (c *checker) damage(s *state) error {
 		return nil
 	}
 	fsys := s.fs.KillState()
-	n, err := open(fsys, c.w.tune(c.mode))
+	// Before the engine is opened, which looks at the log at once.
+	tree, err := symlinktree.Open(root, symlinktree.Options{FS: fsys, Node: host})
 	if err != nil {
 		return err
 	}
-	defer n.kill(fsys)
-	known := n.known()
+	links := &node{tree: tree}
+	known := links.known()
+	told, err := links.link()
+	if err != nil {
+		return err
+	}
 	from := int64(0)
-	told, _ := n.promises()
 	if told.pos.Log == known.Log {
 		from = told.pos.Offset
 	}
@@ -117,6 +122,11 @@ func (c *checker) damage(s *state) error {
 	if err != nil || how == "" {
 		return err
 	}
+	n, err := open(fsys, c.w.tune(c.mode))
+	if err != nil {
+		return err
+	}
+	defer n.kill(fsys)
 	c.damaged++
 	end, torn, err := c.recover(n.e, known)
 	if err == nil {
