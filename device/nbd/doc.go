@@ -17,6 +17,10 @@
 //   - A write whose payload did not arrive completely changes nothing.
 //   - Memory per connection is bounded by Config.MaxInFlightBytes plus Config.ReceiveBuffer plus one request of
 //     32 MiB; a client that does not read its replies blocks only itself.
+//   - Block status never calls data zero. FAST_ZERO is accepted only if the backend says that it is fast, and
+//     nothing is zeroed when it is refused.
+//   - Behind ServeTLS with require nobody learns even the names of exports without TLS, and what was agreed on
+//     before STARTTLS is void.
 //   - OpenCount falls as soon as a client is gone and its requests in flight are done; Remove and Close wait for that.
 //
 // # Non-guarantees
@@ -24,5 +28,6 @@
 //   - Requests in flight at the same time have no order, not even on one connection, as NBD says.
 //   - Writes larger than what the Backend treats as a unit are not atomic.
 //   - A connection may stay idle, or stop in the middle of a request, for ever: only the handshake has a deadline.
-//   - No TLS and no authentication: whoever can connect can write. Protect the unix socket by its directory.
+//   - Without ServeTLS there is no authentication: whoever can connect can write. Protect the unix socket by its directory.
+//   - No extended headers: one request reaches at most 4 GiB, and one with data 32 MiB.
 package nbd
