@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -69,7 +70,7 @@ func (r *report) save(path string) error {
 // serverTable: every load on every server. The servers take turns within a round, so
 // that a machine that gets slower does so for all of them.
 func serverTable(ctx context.Context, o options, bin string, rep *report) error {
-	list := starters(bin)
+	list := slices.DeleteFunc(starters(bin), func(st starter) bool { return st.foreign && !o.foreign })
 	var rows []load
 	for _, l := range loads() {
 		if o.rows.MatchString(l.name) {
@@ -121,7 +122,7 @@ func (l load) compare(ctx context.Context, o options, list []starter, rounds int
 	for round := range rounds {
 		for k := range list {
 			i := (k + round) % len(list) // nobody is always first
-			if cells[i].Note != "" || list[i].foreign && (!o.foreign || l.fua) {
+			if cells[i].Note != "" || list[i].foreign && l.fua {
 				continue
 			}
 			r, err := once(ctx, o, list[i], l)
