@@ -15,7 +15,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := adm.Run(ctx, os.Args[1:], os.Stdout, os.Stderr, adm.Env{Terminal: isTerminal(os.Stderr)})
+	code := adm.Run(ctx, os.Args[1:], os.Stdout, os.Stderr, adm.Env{Terminal: isTerminal(os.Stderr), OutTerminal: isTerminal(os.Stdout)})
 	stop()
 	os.Exit(code)
 }

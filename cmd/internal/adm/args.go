@@ -48,7 +48,9 @@ var globalOptions = []option{
 	{name: "backup-dir", arity: oneValue, value: "DIR", help: "merge-cluster: write all links of before into a file there"},
 	{name: "autoclean", arity: oneValue, value: "DAYS", help: "cron: delete links of hosts that are unknown for so long (0 = never)"},
 	{name: "systemd-enable", arity: oneValue, value: "0|1", help: "whether services follow the primary, where they are set up (1)"},
-	{name: "json", arity: noValue, help: "log-dump: one JSON object a line"},
+	{name: "json", arity: noValue, help: "JSON for programs (docs/CLI-JSON.md)"},
+	{name: "macro", arity: oneValue, value: "TEXT", help: "view: evaluate this text of the macro language"},
+	{name: "watch", arity: optionalValue, value: "SECONDS", help: "view: show it again and again (2)"},
 	{name: "help", arity: noValue, help: "help for a command (-h)"},
 	{name: "version", arity: noValue, help: "version of this program"},
 

@@ -52,6 +52,8 @@ type Env struct {
 	Stdin io.Reader
 	// Terminal: the error output is one, so that progress may be shown on it.
 	Terminal bool
+	// OutTerminal: the standard output is one, so that views may be coloured.
+	OutTerminal bool
 	// Poll is the pause between two looks at the tree while waiting.
 	Poll time.Duration
 }

@@ -26,6 +26,8 @@ type options struct {
 	ignoreSync         bool
 	parallel           int // 0: one after the other; < 0: all at once
 	json               bool
+	macro              string
+	watch              time.Duration // 0: no
 	backupDir          string
 	autoclean          time.Duration // 0: off
 	singlestep         bool
@@ -65,6 +67,9 @@ func bind(fs *pflag.FlagSet) *options {
 	fs.Var((*parallel)(&o.parallel), "parallel", "")
 	fs.Lookup("parallel").NoOptDefVal = "0"
 	fs.BoolVar(&o.json, "json", false, "")
+	fs.StringVar(&o.macro, "macro", "", "")
+	fs.Var(&seconds{&o.watch, time.Second}, "watch", "")
+	fs.Lookup("watch").NoOptDefVal = "2"
 	fs.StringVar(&o.backupDir, "backup-dir", "", "")
 	fs.Var(&seconds{&o.autoclean, 24 * time.Hour}, "autoclean", "")
 	fs.BoolVar(&o.singlestep, "singlestep", false, "")

@@ -369,6 +369,9 @@ var errDeadline = errors.New("timeout")
 // deadline is the budget of one command on one resource. Waits check it
 // themselves; the context ends a moment later, for whatever blocks otherwise.
 func (s *session) deadline(ctx context.Context) (context.Context, context.CancelFunc) {
+	if s.opt.watch > 0 {
+		return context.WithCancel(ctx) // goes on until it is interrupted
+	}
 	return s.within(ctx, s.opt.timeout)
 }
 

@@ -130,7 +130,7 @@ func execute(ctx context.Context, n normalised, out, errOut *lineWriter, env Env
 		switch {
 		case len(args) == 0:
 			return &usageError{msg: "no command given", hint: "marsadm help lists the commands"}
-		case strings.HasPrefix(args[0], "view-"):
+		case isMacroCommand(args[0]):
 			return start(macroVerb(args[0]), args[0])(cmd, args[1:])
 		}
 		return unknownCommand(root, args[0])

@@ -142,15 +142,20 @@ func (c *Context) syncRest(host string) int64 {
 // consistent reports whether the disk of host is, or at any moment could be stopped
 // at, a prefix of the log: the sync is over, and replay has passed the dirty zone
 // that the primary's disk had when the last chunk was read. With strict, a primary
-// counts only when everything is written back; a detached disk always needs that.
+// counts only when everything is written back. So does a disk that is detached, or on
+// which nothing is replayed at the moment: there the dirty zone stays as it is.
 func (c *Context) consistent(host string, strict bool) bool {
 	rep, err := symlinktree.ParseReplay(c.val(c.r().ReplayPath(host)))
 	if err != nil || c.syncRest(host) > 0 {
 		return false
 	}
 	if rep.Len > 0 {
-		if strict && c.on(c.actual(host, "is-primary")) || !c.on(c.actual(host, "is-attached")) {
+		primary := c.on(c.actual(host, "is-primary"))
+		switch {
+		case !c.on(c.actual(host, "is-attached")), strict && primary:
 			return false
+		case !primary && (!c.on(c.actual(host, "is-replaying")) || !c.alive(host)):
+			return false // nobody is about to leave the dirty zone
 		}
 	}
 	text, ok := c.Tree.Get(c.r().SyncPosPath(host))

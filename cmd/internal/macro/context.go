@@ -1,6 +1,7 @@
 package macro
 
 import (
+	"context"
 	"sort"
 	"strings"
 	"time"
@@ -41,8 +42,23 @@ type Context struct {
 	DiskPresent func(path string) bool
 	// Mounts lists the mounted filesystems of this machine.
 	Mounts func() []Mount
+	// StatusText is the text of the status files of a resource that match a pattern
+	// (debug builds of the original write such).
+	StatusText func(res, pattern string) string
 	// Warn reports something that belongs on the error output.
 	Warn func(line string)
+
+	// What follows matters to texts of the macro language only.
+
+	Lib  *Library          // where macros come from; nil: compiled-in ones only
+	Root string            // directory of the tree, /mars if empty
+	Vars map[string]string // further variables
+	// Sleep pauses, and may put a fresh Tree and clock into the Context. nil: no pause.
+	Sleep func(ctx context.Context, d time.Duration) error
+	// SetLink writes a link for %setlink; nil: that is an error.
+	SetLink func(path, value string) error
+	// Wait blocks until a condition of `marsadm wait-resource` holds.
+	Wait func(ctx context.Context, res, cond string, limit time.Duration) error
 }
 
 // val is V(x) of the reference: the value of a link, empty if missing or deleted.

@@ -1,8 +1,8 @@
 package macro
 
 import (
+	"context"
 	"errors"
-	"fmt"
 	"sort"
 	"strings"
 )
@@ -21,12 +21,13 @@ func (a Args) At(i int, def string) string {
 	return def
 }
 
-// Macro is one named view.
+// Macro is one named view: a function, or a text of the macro language.
 type Macro struct {
 	Name string
 	Args string // as shown in the help, e.g. "{host}"
 	Help string
 	Eval Func
+	Text *Program
 }
 
 // ErrUnknown is wrapped by the error of Eval for a name that no macro has.
@@ -41,7 +42,7 @@ var table = buildTable()
 
 func buildTable() map[string]*Macro {
 	out := make(map[string]*Macro)
-	for _, list := range [][]Macro{stateMacros(), logMacros(), rateMacros(), infoMacros(), wordMacros()} {
+	for _, list := range [][]Macro{stateMacros(), logMacros(), rateMacros(), infoMacros(), wordMacros(), compatMacros(), textMacros()} {
 		for i := range list {
 			m := &list[i]
 			if out[canonical(m.Name)] != nil {
@@ -71,9 +72,17 @@ func All() []*Macro {
 
 // Eval evaluates the macro called name.
 func (c *Context) Eval(name string, args ...string) (string, error) {
-	m, ok := Lookup(name)
-	if !ok {
-		return "", fmt.Errorf("%w %q", ErrUnknown, name)
+	return c.EvalContext(context.Background(), name, args...)
+}
+
+// EvalContext is Eval, which ends when ctx does.
+func (c *Context) EvalContext(ctx context.Context, name string, args ...string) (string, error) {
+	d, err := c.Lib.find(name)
+	switch {
+	case err != nil:
+		return "", err
+	case d.text == nil:
+		return d.eval(c, args), nil
 	}
-	return m.Eval(c, args), nil
+	return c.run(ctx, d.text, d.perHost, args)
 }

@@ -98,8 +98,11 @@ func TestAllMacrosBearAnything(t *testing.T) {
 				c := testContext(tree, host, "log-000000001-a=100")
 				c.Res = res
 				for _, m := range All() {
-					m.Eval(c, nil)
-					m.Eval(c, Args{"-1", "x", "", "%"})
+					for _, args := range [][]string{nil, {"-1", "x", "", "%"}} {
+						if _, err := c.Eval(m.Name, args...); err != nil {
+							t.Errorf("%s %q: %v", m.Name, args, err)
+						}
+					}
 					if m.Help == "" || m.Name == "" {
 						t.Fatalf("%+v has no help", m)
 					}
@@ -117,12 +120,14 @@ func TestConsistent(t *testing.T) {
 	}{
 		{"primary, written back", "resource-r/replay-a -> log-000000002-a,50,0", "a", true},
 		{"primary, not written back", "resource-r/replay-a -> log-000000002-a,50,10", "a", false},
-		{"secondary, replaying", "resource-r/syncstatus-b -> 1048576", "b", true},
+		{"secondary, replaying", "resource-r/syncstatus-b -> 1048576\nactual-b/time -> 9999.000000000", "b", true},
+		{"secondary, replaying when last heard of", "resource-r/syncstatus-b -> 1048576", "b", false},
+		{"secondary, paused in the middle of the zone", "resource-r/syncstatus-b -> 1048576\nactual-b/time -> 9999.000000000\nresource-r/actual-b/is-replaying -> 0", "b", false},
 		{"secondary, detached in the middle of the zone", "resource-r/syncstatus-b -> 1048576\nresource-r/actual-b/is-attached -> 0", "b", false},
 		{"sync not finished", "", "b", false},
 		{"replay before the end of the sync", "resource-r/syncstatus-b -> 1048576\nresource-r/syncpos-b -> log-000000001-a,41,0", "b", false},
 		{"replay before the dirty end of the sync", "resource-r/syncstatus-b -> 1048576\nresource-r/syncpos-b -> log-000000001-a,40,1", "b", false},
-		{"replay at the end of the sync", "resource-r/syncstatus-b -> 1048576\nresource-r/syncpos-b -> log-000000001-a,30,10", "b", true},
+		{"replay at the end of the sync", "resource-r/syncstatus-b -> 1048576\nactual-b/time -> 9999.000000000\nresource-r/syncpos-b -> log-000000001-a,30,10", "b", true},
 		{"unreadable end of the sync", "resource-r/syncstatus-b -> 1048576\nresource-r/syncpos-b -> x", "b", false},
 		{"no position", "resource-r/syncstatus-b -> 1048576\nresource-r/replay-b -> .deleted", "b", false},
 	} {

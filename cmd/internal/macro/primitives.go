@@ -1,7 +1,6 @@
 package macro
 
 import (
-	"fmt"
 	"strconv"
 	"strings"
 
@@ -24,9 +23,14 @@ func itoa(n int64) string { return strconv.FormatInt(n, 10) }
 // ftoa prints a number without a fraction when it has none.
 func ftoa(f float64) string { return strconv.FormatFloat(f, 'f', -1, 64) }
 
+// prim is a macro that is a function.
+func prim(name, args, help string, f Func) Macro {
+	return Macro{Name: name, Args: args, Help: help, Eval: f}
+}
+
 // perHost is a macro about one member, the looked-at host by default.
 func perHost(name, help string, f func(c *Context, host string) string) Macro {
-	return Macro{name, "{host}", help, func(c *Context, a Args) string { return f(c, a.At(0, c.Host)) }}
+	return Macro{Name: name, Args: "{host}", Help: help, Eval: func(c *Context, a Args) string { return f(c, a.At(0, c.Host)) }}
 }
 
 // lines prints a list one a line.
@@ -40,8 +44,8 @@ func lines(list []string) string {
 // list makes the pair NAME (one a line) and count-NAME.
 func list(name, args, help string, f func(c *Context, a Args) []string) []Macro {
 	return []Macro{
-		{name, args, help + ", one a line", func(c *Context, a Args) string { return lines(f(c, a)) }},
-		{"count-" + name, args, "number of " + help, func(c *Context, a Args) string { return strconv.Itoa(len(f(c, a))) }},
+		prim(name, args, help+", one a line", func(c *Context, a Args) string { return lines(f(c, a)) }),
+		prim("count-"+name, args, "number of "+help, func(c *Context, a Args) string { return strconv.Itoa(len(f(c, a))) }),
 	}
 }
 
@@ -57,7 +61,7 @@ func stateMacros() []Macro {
 		out = append(out,
 			perHost("is-"+s.name, "state link "+s.is, func(c *Context, h string) string { return c.val(c.actual(h, s.is)) }),
 			perHost("todo-"+s.name, "switch "+s.todo, func(c *Context, h string) string { return c.val(c.todo(h, s.todo)) }),
-			Macro{"nr-" + s.name, "", "number of members with " + s.is, func(c *Context, _ Args) string { return strconv.Itoa(c.count(s.is)) }},
+			prim("nr-"+s.name, "", "number of members with "+s.is, func(c *Context, _ Args) string { return strconv.Itoa(c.count(s.is)) }),
 		)
 	}
 	isPrimary := func(c *Context, h string) bool { return c.on(c.actual(h, "is-primary")) }
@@ -66,34 +70,34 @@ func stateMacros() []Macro {
 		perHost("is-secondary", "the contrary of is-primary", func(c *Context, h string) string { return flag(!isPrimary(c, h)) }),
 		perHost("todo-primary", "host is the designated primary", func(c *Context, h string) string { return truth(c.designated() == h) }),
 		perHost("todo-secondary", "host is not the designated primary", func(c *Context, h string) string { return truth(c.designated() != h) }),
-		Macro{"nr-primary", "", "number of actual primaries", func(c *Context, _ Args) string { return strconv.Itoa(c.count("is-primary")) }},
-		Macro{"nr-secondary", "", "number of members that are not primary", func(c *Context, _ Args) string {
+		prim("nr-primary", "", "number of actual primaries", func(c *Context, _ Args) string { return strconv.Itoa(c.count("is-primary")) }),
+		prim("nr-secondary", "", "number of members that are not primary", func(c *Context, _ Args) string {
 			return strconv.Itoa(len(Members(c.Tree, c.Res)) - c.count("is-primary"))
-		}},
+		}),
 		perHost("is-emergency", "the resource is in emergency mode", func(c *Context, h string) string { return c.val(c.actual(h, "has-emergency")) }),
-		Macro{"get-primary", "", "the designated primary", func(c *Context, _ Args) string { return c.designated() }},
-		Macro{"is-split-brain", "", "the histories of two members have parted", func(c *Context, _ Args) string {
+		prim("get-primary", "", "the designated primary", func(c *Context, _ Args) string { return c.designated() }),
+		prim("is-split-brain", "", "the histories of two members have parted", func(c *Context, _ Args) string {
 			return flag(DetectSplit(c.Tree, c.Res).Found)
-		}},
+		}),
 		perHost("is-orphan", "the log to replay is missing", func(c *Context, h string) string { return flag(c.orphan(h)) }),
 		perHost("is-consistent", "the disk is a version of the data", func(c *Context, h string) string { return flag(c.consistent(h, true)) }),
 		perHost("is-almost-consistent", "likewise, but a primary may have unwritten data", func(c *Context, h string) string {
 			return flag(c.consistent(h, false))
 		}),
-		Macro{"is-alive", "{host}", "news of host (default: the designated primary) are fresh", func(c *Context, a Args) string {
+		prim("is-alive", "{host}", "news of host (default: the designated primary) are fresh", func(c *Context, a Args) string {
 			def := c.Host
 			if p := c.designated(); c.Res != "" && p != "" {
 				def = p
 			}
 			return flag(c.alive(a.At(0, def)))
-		}},
-		Macro{"is-module-loaded", "", "marsd runs on this node", func(c *Context, _ Args) string { return truth(c.moduleLoaded()) }},
-		Macro{"is-member", "{res}{host}", "host stores the resource", func(c *Context, a Args) string {
+		}),
+		prim("is-module-loaded", "", "marsd runs on this node", func(c *Context, _ Args) string { return truth(c.moduleLoaded()) }),
+		prim("is-member", "{res}{host}", "host stores the resource", func(c *Context, a Args) string {
 			return flag(IsMember(c.Tree, a.At(0, c.Res), a.At(1, c.Host)))
-		}},
-		Macro{"is-guest", "{res}{host}", "host watches the resource without a disk", func(c *Context, a Args) string {
+		}),
+		prim("is-guest", "{res}{host}", "host watches the resource without a disk", func(c *Context, a Args) string {
 			return flag(contains(guests(c.Tree, a.At(0, c.Res)), a.At(1, c.Host)))
-		}},
+		}),
 		perHost("get-disk", "the backing disk", func(c *Context, h string) string { return c.val(c.r().DataPath(h)) }),
 		perHost("get-device", "the device name", func(c *Context, h string) string { return c.device(h) }),
 		perHost("disk-present", "the backing disk is there", func(c *Context, h string) string { return c.diskPresent(h) }),
@@ -145,30 +149,30 @@ func logMacros() []Macro {
 			perHost(name+"-size", "bytes in all", func(c *Context, h string) string { return itoa(f(c, h).size) }),
 			perHost(name+"-rest", "bytes left", func(c *Context, h string) string { return itoa(rest(c, h)) }),
 			perHost(name+"-reached", "nothing is left", func(c *Context, h string) string { return truth(rest(c, h) == 0) }),
-			Macro{name + "-threshold-reached", "{size}{host}", "at most size bytes are left", func(c *Context, a Args) string {
+			prim(name+"-threshold-reached", "{size}{host}", "at most size bytes are left", func(c *Context, a Args) string {
 				return truth(rest(c, a.At(1, c.Host)) <= Number(a.At(0, itoa(c.Threshold))))
-			}},
-			Macro{name + "-almost-reached", "{permille}{host}", "the given part is done", func(c *Context, a Args) string {
+			}),
+			prim(name+"-almost-reached", "{permille}{host}", "the given part is done", func(c *Context, a Args) string {
 				s := f(c, a.At(1, c.Host))
 				limit := max(1, Number(a.At(0, "990")))
 				return truth(s.pos/limit >= s.size/1000)
-			}},
+			}),
 			perHost(name+"-percent", "part done", func(c *Context, h string) string { s := f(c, h); return ftoa(percent(s.pos, s.size, 100)) }),
 			perHost(name+"-permille", "part done", func(c *Context, h string) string { s := f(c, h); return ftoa(percent(s.pos, s.size, 1000)) }),
-			Macro{name + "-vector", "{delim}{host}", "pos and size", func(c *Context, a Args) string {
+			prim(name+"-vector", "{delim}{host}", "pos and size", func(c *Context, a Args) string {
 				s := f(c, a.At(1, c.Host))
 				return itoa(s.pos) + a.At(0, ":") + itoa(s.size)
-			}},
+			}),
 		)
 	}
 	nr := func(name, help string, f func(a amounts) int) Macro {
 		return perHost(name, help, func(c *Context, h string) string { return strconv.Itoa(f(c.amounts(h))) })
 	}
 	return append(out,
-		Macro{"summary-vector", "{delim}{host}", "replayed, fetched and known bytes", func(c *Context, a Args) string {
+		prim("summary-vector", "{delim}{host}", "replayed, fetched and known bytes", func(c *Context, a Args) string {
 			m, d := c.amounts(a.At(1, c.Host)), a.At(0, ":")
 			return itoa(m.replayPos) + d + itoa(m.fetchPos) + d + itoa(m.workSize)
-		}},
+		}),
 		nr("replay-lognr", "log being replayed", func(a amounts) int { return a.replayNr }),
 		nr("replay-basenr", "oldest log without a gap", func(a amounts) int { return a.baseNr }),
 		nr("fetch-lognr", "newest log that is here", func(a amounts) int { return a.fetchNr }),
@@ -177,17 +181,17 @@ func logMacros() []Macro {
 		nr("fetch-logcount", "logs to fetch", func(a amounts) int { return a.workNr - a.fetchNr }),
 		nr("work-logcount", "logs to fetch and replay", func(a amounts) int { return a.workNr - a.replayNr }),
 		perHost("writeback-rest", "bytes not yet on the disk", func(c *Context, h string) string { return itoa(c.amounts(h).workRest()) }),
-		Macro{"deletable-size", "", "bytes of log that every member has on its disk", func(c *Context, _ Args) string { return itoa(c.logBytes(true)) }},
-		Macro{"occupied-size", "", "bytes of log on this machine", func(c *Context, _ Args) string { return itoa(c.logBytes(false)) }},
+		prim("deletable-size", "", "bytes of log that every member has on its disk", func(c *Context, _ Args) string { return itoa(c.logBytes(true)) }),
+		prim("occupied-size", "", "bytes of log on this machine", func(c *Context, _ Args) string { return itoa(c.logBytes(false)) }),
 		perHost("disk-size", "size of the backing disk", func(c *Context, h string) string { return c.val(c.r().ActSizePath(h)) }),
-		Macro{"resource-size", "", "size of the resource", func(c *Context, _ Args) string { return c.val(c.r().SizePath()) }},
-		Macro{"device-size", "", "size of the device while it is there", func(c *Context, _ Args) string {
+		prim("resource-size", "", "size of the resource", func(c *Context, _ Args) string { return c.val(c.r().SizePath()) }),
+		prim("device-size", "", "size of the device while it is there", func(c *Context, _ Args) string {
 			if !c.devicePresent(c.Host) {
 				return "0"
 			}
 			return itoa(c.num(c.r().SizePath()))
-		}},
-		Macro{"resource-possible-size", "", "size that every disk could hold", func(c *Context, _ Args) string { return itoa(PossibleSize(c.Tree, c.Res)) }},
+		}),
+		prim("resource-possible-size", "", "size that every disk could hold", func(c *Context, _ Args) string { return itoa(PossibleSize(c.Tree, c.Res)) }),
 	)
 }
 
@@ -298,19 +302,19 @@ func infoMacros() []Macro {
 		global("total-space", "total-space", "GiB of the tree's filesystem"),
 		global("tree", "tree", "version of the tree layout"),
 		global("tree-version", "tree", "version of the tree layout"),
-		{"uuid", "", "identity of the cluster", func(c *Context, _ Args) string { return c.val(symlinktree.UUIDPath) }},
-		{"time", "", "Lamport seconds", func(c *Context, _ Args) string { return c.Now.String() }},
-		{"real-time", "", "seconds of this machine's clock", func(c *Context, _ Args) string { return symlinktree.Stamp(c.Real.UnixNano()).String() }},
-		{"get-emergency-limit", "{host}", "percentage at which the resource gives up logging", func(c *Context, a Args) string {
+		prim("uuid", "", "identity of the cluster", func(c *Context, _ Args) string { return c.val(symlinktree.UUIDPath) }),
+		prim("time", "", "Lamport seconds", func(c *Context, _ Args) string { return c.Now.String() }),
+		prim("real-time", "", "seconds of this machine's clock", func(c *Context, _ Args) string { return symlinktree.Stamp(c.Real.UnixNano()).String() }),
+		prim("get-emergency-limit", "{host}", "percentage at which the resource gives up logging", func(c *Context, a Args) string {
 			return c.val(c.todo(a.At(0, c.Host), symlinktree.SwitchEmergencyLimit))
-		}},
-		{"global-sync-limit-value", "", "syncs that may run at once on the host, 0 = any number", func(c *Context, _ Args) string {
+		}),
+		prim("global-sync-limit-value", "", "syncs that may run at once on the host, 0 = any number", func(c *Context, _ Args) string {
 			return c.val(symlinktree.HostDefaultsPath(c.Host, "sync-limit"))
-		}},
-		{"features-version", "{host}", "value of the features link", func(c *Context, a Args) string {
+		}),
+		prim("features-version", "{host}", "value of the features link", func(c *Context, a Args) string {
 			return c.val(c.global(a.At(0, c.Host), "features"))
-		}},
-		{"errno-text", "{numbers}", "names of error numbers", func(_ *Context, a Args) string { return ErrnoText(a.At(0, "0")) }},
+		}),
+		prim("errno-text", "{numbers}", "names of error numbers", func(_ *Context, a Args) string { return ErrnoText(a.At(0, "0")) }),
 	}
 	for _, f := range []struct {
 		name, key string
@@ -367,7 +371,7 @@ func messageMacros() []Macro {
 				for _, kind := range []string{"", "err-", "wrn-", "inf-"} {
 					get := func(c *Context, a Args) []string { return c.selectMessages(a.At(0, c.Host), which, scope, kind) }
 					stem := which + "-" + pretty + scope + kind
-					out = append(out, Macro{stem + "msg", "{host}", "messages of host", func(c *Context, a Args) string {
+					out = append(out, prim(stem+"msg", "{host}", "messages of host", func(c *Context, a Args) string {
 						list := get(c, a)
 						for i := range list {
 							if pretty != "" {
@@ -375,12 +379,10 @@ func messageMacros() []Macro {
 							}
 						}
 						return lines(list)
-					}})
-					if pretty == "" {
-						out = append(out, Macro{stem + "count", "{host}", "number of messages of host", func(c *Context, a Args) string {
-							return strconv.Itoa(len(get(c, a)))
-						}})
-					}
+					}))
+					out = append(out, prim(stem+"count", "{host}", "number of messages of host", func(c *Context, a Args) string {
+						return strconv.Itoa(len(get(c, a)))
+					}))
 				}
 			}
 		}
@@ -400,61 +402,4 @@ func (c *Context) selectMessages(host, which, scope, kind string) []string {
 		young := strings.HasPrefix(key, "err-") && c.age(stamp) < c.Timeout
 		return says(key, value, stamp) && !young
 	})
-}
-
-// wordMacros: the complex ones, words and lines for people.
-func wordMacros() []Macro {
-	return []Macro{
-		perHost("default", "status block of a resource", (*Context).statusBlock),
-		perHost("default-resource", "status block of a resource", (*Context).statusBlock),
-		{"default-header", "", "what precedes a list", func(c *Context, _ Args) string { return c.header() }},
-		{"default-footer", "", "what follows a list", func(c *Context, _ Args) string { return c.footer() }},
-		{"default-global", "", "messages of the whole node", func(c *Context, _ Args) string { return c.footer() }},
-		perHost("device-info", "line about the device", (*Context).deviceLine),
-		perHost("device-stats", "state of the device", (*Context).deviceStats),
-		perHost("diskstate", "state of the disk in one word", (*Context).Diskstate),
-		perHost("replstate", "state of the replication in one word", (*Context).Replstate),
-		perHost("flags", "six letters: device consistent attached synced fetched replayed", (*Context).Flags),
-		perHost("role", "what the host is", (*Context).Role),
-		perHost("todo-role", "what the host should be", (*Context).todoRole),
-		{"primarynode", "", "the designated primary", func(c *Context, _ Args) string { return c.designated() }},
-		{"commstate", "", "since when the designated primary is silent", func(c *Context, _ Args) string { return c.commstate() }},
-		perHost("syncinfo", "progress of the full sync", (*Context).syncBlock),
-		perHost("replinfo", "progress of fetch and replay", (*Context).replayBlock),
-		perHost("resource-errors", "messages of a resource", (*Context).messageBlock),
-		perHost("fetch-line", "what is left to fetch", func(c *Context, h string) string {
-			return c.restLine(h, "fetch", c.amounts(h).fetchRest(), c.rate(h, "file"))
-		}),
-		perHost("replay-line", "what is left to replay", func(c *Context, h string) string {
-			return c.restLine(h, "replay", c.amounts(h).replayRest(), c.rate(h, "replay"))
-		}),
-		perHost("1and1", "one line a resource", func(c *Context, h string) string { return c.oneLine(h) }),
-	}
-}
-
-// oneLine is the compact variant: RES STATE REPL -SFR- ROLE NODE; the flags are the
-// switches.
-func (c *Context) oneLine(host string) string {
-	state := "Uptodate"
-	a := c.amounts(host)
-	switch {
-	case !c.on(c.todo(host, "attach")):
-		state = "Detached"
-	case !c.consistent(host, false):
-		state = "Inconsistent"
-	case a.workRest() > 0 && !c.on(c.actual(host, "is-primary")):
-		state = "Outdated[" + strings.Repeat("F", b2i(a.fetchRest() > 0)) + strings.Repeat("R", b2i(a.replayRest() > 0)) + "]"
-	}
-	role := "Secondary"
-	if c.on(c.actual(host, "is-primary")) {
-		role = "Primary"
-	}
-	letter := func(name, l string) string {
-		if c.on(c.todo(host, name)) {
-			return l
-		}
-		return "-"
-	}
-	return fmt.Sprintf("  %s %s %s -%s%s%s- %s %s\n", c.Res, state, c.Replstate(host), letter("sync", "S"), letter("connect", "F"),
-		letter("allow-replay", "R"), role, c.designated())
 }

@@ -78,14 +78,7 @@ func (c *Context) diskWord(host string) string {
 		if w := behind(); w != "" {
 			return w
 		}
-		out := "OutDated["
-		if a.fetchRest() > 0 {
-			out += "F"
-		}
-		if a.replayRest() > 0 {
-			out += "R"
-		}
-		return out + "]"
+		return "OutDated" + a.outdated()
 	}
 	if p := c.designated(); p != "" && c.on(c.actual(p, "has-emergency")) {
 		return "EmergencyMode"
@@ -248,14 +241,6 @@ func (c *Context) counts() string {
 	return fmt.Sprintf("[%d/%d]", len(Members(c.Tree, c.Res)), len(Hosts(c.Tree)))
 }
 
-// deviceLine is "  LocalDevice /dev/mars/NAME [...]" while the device exists.
-func (c *Context) deviceLine(host string) string {
-	if !c.devicePresent(host) {
-		return ""
-	}
-	return "  LocalDevice " + c.device(host) + " [" + c.deviceStats(host) + "]\n"
-}
-
 func (c *Context) device(host string) string {
 	if d := c.val(c.r().DevicePath(host)); d != "" {
 		return "/dev/mars/" + d
@@ -298,12 +283,6 @@ func (c *Context) mount(host string) (Mount, bool) {
 	return Mount{}, false
 }
 
-// statusLine is the line that people read first.
-func (c *Context) statusLine(host string) string {
-	return fmt.Sprintf("  %s %s %s %s %s %s %s %s\n", c.Res, c.counts(), c.Diskstate(host), c.Replstate(host),
-		c.Flags(host), c.Role(host), c.designated(), c.commstate())
-}
-
 // hints tell about space that is not used.
 func (c *Context) hints(host string) string {
 	var b strings.Builder
@@ -331,55 +310,6 @@ func PossibleSize(t Tree, res string) int64 {
 		}
 	}
 	return least
-}
-
-func (c *Context) syncBlock(host string) string {
-	pos, size := c.syncAmounts(host)
-	if pos >= size || c.on(c.actual(host, "is-primary")) || !c.on(c.actual(host, "is-attached")) {
-		return ""
-	}
-	rate := c.rate(host, "sync")
-	left := HumanSeconds(remain(size-pos, rate))
-	return fmt.Sprintf("     syncing: %s  %.2f%%  %s  rate: %s/sec  remaining: %s hrs\n",
-		Progress(20, pos, pos, size), percent(pos, size, 100), shortPair(pos, size), shortRate(float64(rate)), left) +
-		fmt.Sprintf("       > sync: %s rate: %s/sec  remaining: %s hrs\n",
-			HumanNumber(float64(pos), float64(size)), HumanNumber(float64(rate)), left)
-}
-
-func (c *Context) replayBlock(host string) string {
-	a := c.amounts(host)
-	if a.workRest() == 0 || c.on(c.actual(host, "is-primary")) || !c.on(c.actual(host, "is-attached")) {
-		return ""
-	}
-	logs := fmt.Sprint(a.replayNr)
-	if a.fetchNr != a.replayNr {
-		logs += fmt.Sprintf("::%d", a.fetchNr)
-	}
-	if a.workNr != a.fetchNr {
-		logs += fmt.Sprintf("..%d", a.workNr)
-	}
-	return fmt.Sprintf("     replaying: %s  %.2f%%  %s  logs: [%s]\n", Progress(20, a.replayPos, a.fetchPos, a.workSize),
-		percent(a.replayPos, a.workSize, 100), shortPair(a.replayPos, a.workSize), logs) +
-		c.restLine(host, "fetch", a.fetchRest(), c.rate(host, "file")) +
-		c.restLine(host, "replay", a.replayRest(), c.rate(host, "replay"))
-}
-
-// restLine tells what is left to fetch or to replay, and since when it is stuck.
-func (c *Context) restLine(host, what string, rest, rate int64) string {
-	out := fmt.Sprintf("       > %s: %s", what, HumanNumber(float64(rest)))
-	if rest > 0 {
-		age := c.age(c.stampOf(host, what))
-		if age >= c.Window {
-			out += " age: " + HumanSeconds(age.Seconds())
-		}
-		if lag, known := c.lag(host, what); what == "fetch" && known && lag >= c.Window.Seconds() {
-			out += " lag: " + HumanSeconds(lag)
-		}
-		if what == "fetch" && age > c.Stuck {
-			c.Warn(fmt.Sprintf("replay of %s appears to be stuck for ~%s", c.Res, HumanSeconds(age.Seconds())))
-		}
-	}
-	return out + fmt.Sprintf(" rate: %s/s remaining: %s\n", HumanNumber(float64(rate)), HumanSeconds(remain(rest, rate)))
 }
 
 // lag is how many seconds host's progress is behind the designated primary's.
@@ -415,59 +345,6 @@ func (c *Context) messageBlock(host string) string {
 				b.WriteString(prettyStamps(m, c.Real.Location()) + "\n")
 			}
 		}
-	}
-	return b.String()
-}
-
-// statusBlock is the default view of one resource.
-func (c *Context) statusBlock(host string) string {
-	if c.Res == "" {
-		return ""
-	}
-	if s := DetectSplit(c.Tree, c.Res); s.Found {
-		for _, line := range c.SplitLines(s) {
-			c.Warn(line)
-		}
-	}
-	if _, ok := c.Tree.Get(c.r().DevicePath(host)); ok && !IsMember(c.Tree, c.Res, host) {
-		return "" // a guest has nothing to show
-	}
-	return c.deviceLine(host) + c.statusLine(host) + c.hints(host) + c.syncBlock(host) + c.replayBlock(host) + c.messageBlock(host)
-}
-
-// header precedes the blocks of a list.
-func (c *Context) header() string {
-	var b strings.Builder
-	_, _, usable := features(c.val(c.global(c.Node, "usable")))
-	for _, k := range []struct {
-		mask int64
-		name string
-	}{{digestMask, "digest"}, {compressionMask, "compression"}} {
-		if usable&k.mask == 0 {
-			continue
-		}
-		for _, where := range []string{"log", "net"} {
-			used := "used-" + where + "-" + k.name
-			fmt.Fprintf(&b, "%s=%q\n", used, flagText(c.num(c.global(c.Node, used))&k.mask))
-		}
-	}
-	return b.String()
-}
-
-// footer follows the blocks of a list: what concerns the whole node.
-func (c *Context) footer() string {
-	var b strings.Builder
-	list := c.messages(symlinktree.ActualDir(c.Host), "", func(key, value string, s symlinktree.Stamp) bool {
-		return says(key, value, s) && !strings.Contains(value, "CONNECTED")
-	})
-	if len(list) > 0 {
-		b.WriteString("++++++++++++ Global / Communication Status ++++++++++++\n")
-		for _, m := range list {
-			b.WriteString(prettyStamps(m, c.Real.Location()) + "\n")
-		}
-	}
-	if slip := c.Now.Time().Sub(c.Real); slip > c.Window {
-		fmt.Fprintf(&b, "++++++++++++ Lamport time slip: %s ++++++++++++\n", HumanSeconds(slip.Seconds()))
 	}
 	return b.String()
 }

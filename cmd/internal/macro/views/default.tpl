@@ -1,0 +1,2 @@
+# {host}: status block of a resource
+%default-resource{}

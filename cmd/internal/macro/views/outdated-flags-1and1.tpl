@@ -1,0 +1,2 @@
+# {host}: = outdated-flags
+%outdated-flags{}

@@ -1,0 +1,2 @@
+# {}: = primarynode
+%primarynode{}

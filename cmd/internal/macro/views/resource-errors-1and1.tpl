@@ -1,0 +1,2 @@
+# {host}: = resource-errors
+%resource-errors{}

@@ -1,0 +1,2 @@
+# {}: a stub for a macro of your own
+NYI Please override macro \%status{}

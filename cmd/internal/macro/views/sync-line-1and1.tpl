@@ -1,0 +1,2 @@
+# {host}: = sync-line
+%sync-line{}

@@ -1,0 +1,2 @@
+# {host}: progress of the full sync, compact layout
+%syncinfo{}
