@@ -226,7 +226,7 @@ func loopDevice(t testing.TB, file string) (loop string) {
 }
 
 // hangRule is how long a node may take to come back by itself.
-const hangRule = 30 * time.Second
+const hangRule = time.Minute
 
 // await is a wait that fails with an error, for systems that are expected to be
 // broken.
