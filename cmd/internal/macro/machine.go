@@ -326,6 +326,9 @@ func (m *machine) regexp(pattern, opts string) (re *regexp.Regexp, global bool, 
 	if re = m.regexps[pattern]; re != nil {
 		return re, global, nil
 	}
+	if err := m.pay(100 * len(pattern)); err != nil {
+		return nil, false, err
+	}
 	if re, err = regexp.Compile(pattern); err != nil {
 		return nil, false, fmt.Errorf("regular expression %.80q: %w", pattern, err)
 	}
