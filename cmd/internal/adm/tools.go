@@ -2,13 +2,10 @@ package adm
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"strings"
 
-	"mars/cmd/internal/macro"
 	"mars/internal/vfs"
 	"mars/logfile"
 )
@@ -19,6 +16,7 @@ func toolVerbs() []verb {
 		{name: "log-verify", args: "FILE", help: "check a logfile: exit 0 sound, 1 damaged", min: 1, max: 1, noTree: true, run: logVerify},
 		{name: "version", help: "version of this program", max: -1, noTree: true, run: version},
 		{name: "help", args: "[COMMAND]", help: "this text, or help for one command", max: 1, noTree: true, run: help},
+		{name: "completion", args: "bash|zsh|fish", help: "print a script that completes the words of command lines", min: 1, max: 1, noTree: true, run: completionVerb},
 	}
 }
 
@@ -80,64 +78,4 @@ func version(_ context.Context, s *session, _ []string) error {
 	}
 	s.print("marsadm Version: %s %s\n", admVersion, build)
 	return nil
-}
-
-func help(_ context.Context, s *session, args []string) error {
-	if len(args) == 0 {
-		s.out.write(helpText(s.opt.verbose > 0))
-		return nil
-	}
-	name := args[0]
-	if name == "view" {
-		s.out.write(viewHelp())
-		return nil
-	}
-	if m, ok := macro.Lookup(strings.TrimPrefix(name, "view-")); ok && strings.HasPrefix(name, "view-") {
-		s.print("marsadm %s [RES] %s\n  %s\n", name, m.Args, m.Help)
-		return nil
-	}
-	v := findVerb(name)
-	if v == nil {
-		return usage("no help for %q: no such command", name)
-	}
-	s.print("marsadm [options] %s\n  %s\n", strings.TrimSpace(v.name+" "+v.args), v.help)
-	return nil
-}
-
-func helpText(all bool) string {
-	var b strings.Builder
-	b.WriteString("marsadm [options] COMMAND [RESOURCE | RESOURCE,RESOURCE | all] [ARGS]\n")
-	for _, g := range groups() {
-		fmt.Fprintf(&b, "\n%s\n", g.title)
-		for _, v := range g.verbs {
-			if !v.hidden || all {
-				fmt.Fprintf(&b, "  %-34s %s\n", strings.TrimSpace(v.name+" "+v.args), v.help)
-			}
-		}
-	}
-	b.WriteString("\nOptions, before or after the command\n")
-	for _, o := range globalOptions {
-		if o.ignored {
-			continue
-		}
-		name := "--" + o.name
-		switch o.arity {
-		case oneValue:
-			name += "=" + o.value
-		case optionalValue:
-			name += "[=" + o.value + "]"
-		}
-		fmt.Fprintf(&b, "  %-34s %s\n", name, o.help)
-	}
-	b.WriteString("\nExit codes: 0 done, 1 refused or failed, 2 usage, 3 timed out\n")
-	return b.String()
-}
-
-func viewHelp() string {
-	var b strings.Builder
-	b.WriteString("marsadm view [RES]          status of resources\nmarsadm view-NAME [RES] [ARGS]\n\n")
-	for _, m := range macro.All() {
-		fmt.Fprintf(&b, "  %-34s %s\n", strings.TrimSpace("view-"+m.Name+" "+m.Args), m.Help)
-	}
-	return b.String()
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -56,7 +57,7 @@ func groups() []group {
 		{"Logs and housekeeping", houseVerbs()},
 		{"Services", systemdVerbs()},
 		{"Parameters and links", append(paramVerbs(), linkVerbs()...)},
-		{"Views", append(viewVerbs(), legacyVerbs()...)},
+		{"Views", slices.Concat(viewVerbs(), explainVerbs(), checkVerbs(), treeVerbs(), legacyVerbs())},
 		{"Tools", toolVerbs()},
 	}
 }
@@ -77,11 +78,20 @@ func findVerb(name string) *verb {
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer, env Env) int {
 	env = env.withDefaults()
 	errOut := newLineWriter(stderr)
+	if isCompletion(args) {
+		return runCompletion(ctx, args, stdout, env)
+	}
 	n, err := normalise(args)
 	if err == nil {
 		err = execute(ctx, n, newLineWriter(stdout), errOut, env)
 	}
-	if err != nil {
+	var v verdict
+	switch {
+	case errors.As(err, &v):
+		return int(v)
+	case err != nil && isCheck(args):
+		return checkFailed(newLineWriter(stdout), err)
+	case err != nil:
 		report(errOut, err)
 	}
 	return exitCode(err)
@@ -104,6 +114,17 @@ func report(w *lineWriter, err error) {
 
 // execute hands a canonical command line to the flag parser and runs its command.
 func execute(ctx context.Context, n normalised, out, errOut *lineWriter, env Env) error {
+	root, opt := newRoot(func(cmd *cobra.Command, opt *options, v *verb, name string, args []string) error {
+		s := &session{env: env, opt: opt, command: name, out: out, err: errOut}
+		return s.start(cmd.Context(), v, args)
+	})
+	opt.peerIPs = n.peerIPs
+	root.SetArgs(n.args)
+	return root.ExecuteContext(ctx)
+}
+
+// newRoot declares all commands and options; run carries a command out.
+func newRoot(run func(cmd *cobra.Command, opt *options, v *verb, name string, args []string) error) (*cobra.Command, *options) {
 	root := &cobra.Command{
 		Use:           "marsadm [options] COMMAND [RESOURCE] [ARGS]",
 		Args:          cobra.ArbitraryArgs,
@@ -111,32 +132,25 @@ func execute(ctx context.Context, n normalised, out, errOut *lineWriter, env Env
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
 	opt := bind(root.PersistentFlags())
-	opt.peerIPs = n.peerIPs
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage("%v", err) })
 	root.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true})
-	start := func(v *verb, name string) func(*cobra.Command, []string) error {
-		return func(cmd *cobra.Command, args []string) error {
-			s := &session{env: env, opt: opt, command: name, out: out, err: errOut}
-			return s.start(cmd.Context(), v, args)
-		}
-	}
 	for _, g := range groups() {
 		for i := range g.verbs {
 			v := &g.verbs[i]
-			root.AddCommand(&cobra.Command{Use: v.name, Short: v.help, Args: cobra.ArbitraryArgs, RunE: start(v, v.name)})
+			root.AddCommand(&cobra.Command{Use: v.name, Short: v.help, Hidden: v.hidden, Args: cobra.ArbitraryArgs,
+				RunE: func(cmd *cobra.Command, args []string) error { return run(cmd, opt, v, v.name, args) }})
 		}
 	}
 	root.RunE = func(cmd *cobra.Command, args []string) error {
 		switch {
 		case len(args) == 0:
 			return &usageError{msg: "no command given", hint: "marsadm help lists the commands"}
-		case isMacroCommand(args[0]):
-			return start(macroVerb(args[0]), args[0])(cmd, args[1:])
+		case strings.HasPrefix(args[0], "view-"):
+			return run(cmd, opt, macroVerb(args[0]), args[0], args[1:])
 		}
 		return unknownCommand(root, args[0])
 	}
-	root.SetArgs(n.args)
-	return root.ExecuteContext(ctx)
+	return root, opt
 }
 
 func unknownCommand(root *cobra.Command, name string) error {
