@@ -125,7 +125,9 @@ func (d *decision) attach() {
 
 func (d *decision) recover() {
 	cur := d.f.Current
-	if l, ok := d.f.log(cur); d.in.pos.Min == 0 && (!ok || l.Size == 0) && d.chain.published(cur) == 0 {
+	known := d.chain.own(d.f.Node)
+	last := len(known) == 0 || known[len(known)-1].Log.Seq <= cur.Seq
+	if l, ok := d.f.log(cur); d.in.pos.Min == 0 && (!ok || l.Size == 0) && d.chain.published(cur) == 0 && last {
 		// Nothing was ever written to it: nothing to recover.
 		if d.in.primary == d.f.Node {
 			d.becomePrimary()
@@ -134,7 +136,6 @@ func (d *decision) recover() {
 		}
 		return
 	}
-	known := d.chain.own(d.f.Node)
 	dm := d.f.Damage
 	if dm == nil {
 		d.move(Recover{known, false})
@@ -216,7 +217,8 @@ func (d *decision) becomePrimary() {
 	if !d.caughtUp() {
 		d.catchUp()
 		return
-	} else if !d.atEndOfHistory() {
+	}
+	if !d.atEndOfHistory() {
 		return
 	}
 	d.stopFetch()
@@ -278,6 +280,11 @@ func (d *decision) atEndOfHistory() bool {
 	default:
 		if d.forced() && !here {
 			return true
+		}
+		if state == nextBehind {
+			d.say(msgPrimary, "%s has %s up to %d and waits for the rest, up to %d, before it becomes primary of %s", d.f.Node, cur, d.f.Ingested, d.chain.final(cur), d.r)
+		} else {
+			d.say(msgPrimary, "%s follows %s, which comes after %s, before it becomes primary of %s", d.f.Node, next, cur, d.r)
 		}
 		d.catchUp()
 	}

@@ -265,24 +265,27 @@ func TestDecide(t *testing.T) {
 			func(f *Facts) {
 				f.Logs = append(f.Logs, LogFact{log(2, "a"), 500})
 				f.Fetch = &FetchFact{log(2, "a"), "a", -1}
-			}, "next log-000000002-a"},
+			}, "say:inf-primary; next log-000000002-a"},
 		{"a known successor is followed first, forced too if it is here", map[string]string{"primary": "b", "todo-b/connect": "0", "version-000000002-a": version(2, "a", 0, v1)},
-			func(f *Facts) { f.Fetch = nil; f.Logs = append(f.Logs, LogFact{log(2, "a"), 500}) }, "next log-000000002-a"},
+			func(f *Facts) { f.Fetch = nil; f.Logs = append(f.Logs, LogFact{log(2, "a"), 500}) }, "say:inf-primary; next log-000000002-a"},
 		{"a successor that is not here is given up by force", map[string]string{"primary": "b", "todo-b/connect": "0", "version-000000002-a": version(2, "a", 0, v1)},
 			idle, "lead log-000000002-b"},
 		{"own log from a lost start of the role", map[string]string{"primary": "b", "actual-a/is-primary": "0", "version-000000002-b": version(2, "b", 0, v1)},
-			func(f *Facts) { f.Fetch = nil; f.Logs = append(f.Logs, LogFact{log(2, "b"), 500}) }, "next log-000000002-b"},
+			func(f *Facts) { f.Fetch = nil; f.Logs = append(f.Logs, LogFact{log(2, "b"), 500}) }, "say:inf-primary; next log-000000002-b"},
 
 		// 4.21 restart
 		{"own log after a restart", ownTree, own, "recover up to log-000000002-b,50 force=false"},
 		{"recovered", ownTree, func(f *Facts) { own(f); f.Recovered = true }, "lead log-000000003-b"},
 		{"recovered, but another member took over meanwhile", with("actual-c/is-primary", "1"), func(f *Facts) { own(f); f.Recovered = true }, "say:inf-primary; replay true"},
 		{"recovered, and others went on from our end", with("version-000000003-c", version(3, "c", 0, version(2, "b", 50, v1))),
-			func(f *Facts) { own(f); f.Recovered = true }, "fetch log-000000003-c from c; replay true"},
+			func(f *Facts) { own(f); f.Recovered = true }, "say:inf-primary; fetch log-000000003-c from c; replay true"},
 		{"own log, role lost meanwhile", with("primary", "a"), own, "recover up to log-000000002-b,50 force=false"},
 		{"own empty log is used", with("replay-b", "log-000000002-b,0,0", "version-000000002-b", version(2, "b", 0, v1)), func(f *Facts) { own(f); f.Logs[1].Size = 0; f.Ingested = 0 }, "lead log-000000002-b"},
 		{"own log announced, never created", with("replay-b", "log-000000002-b,0,0", "version-000000002-b", version(2, "b", 0, v1)), func(f *Facts) { own(f); f.Logs, f.Ingested = f.Logs[:1], 0 }, "lead log-000000002-b"},
 		{"own log lost", with("replay-b", "log-000000002-b,0,0"), func(f *Facts) { own(f); f.Logs[1].Size = 0; f.Ingested = 0 }, "recover up to log-000000002-b,50 force=false"},
+		{"own empty log with a later own one that is known", with("replay-b", "log-000000002-b,0,0", "version-000000002-b", version(2, "b", 0, v1),
+			"version-000000003-b", version(3, "b", 9, version(2, "b", 0, v1))), func(f *Facts) { own(f); f.Logs[1].Size = 0; f.Ingested = 0 },
+			"recover up to log-000000003-b,9 force=false"},
 		{"pause-fetch is not consent", with("todo-b/connect", "0"), own, "recover up to log-000000002-b,50 force=false"},
 
 		// the own log is damaged
@@ -298,7 +301,7 @@ func TestDecide(t *testing.T) {
 		{"damaged: consent of before it was known", with("todo-b/give-up", "log-000000002-b,20"), own, "recover up to log-000000002-b,50 force=false"},
 		{"damaged: never primary", with("todo-b/connect", "0"), damaged, "say:err-replay-stop; recover up to log-000000002-b,50 force=false"},
 		{"given up: goes on behind every number that was used", with("version-000000002-b", version(2, "b", 20, v1), "version-000000003-c", version(3, "b", 70, version(2, "b", 50, v1))),
-			func(f *Facts) { own(f); f.Recovered, f.Ingested, f.Logs[1].Size = true, 20, 20 }, "replay true"},
+			func(f *Facts) { own(f); f.Recovered, f.Ingested, f.Logs[1].Size = true, 20, 20 }, "say:inf-primary; replay true"},
 		{"given up: others keep what was given up", with("todo-b/give-up", "log-000000002-b,20", "version-000000002-b", version(2, "b", 20, v1), "version-000000003-c", version(3, "b", 70, version(2, "b", 50, v1))),
 			func(f *Facts) { own(f); f.Recovered, f.Ingested, f.Logs[1].Size = true, 20, 20 }, "lead log-000000004-b"},
 		{"all own logs are known, also across a gap", map[string]string{"primary": "b", "actual-a/is-primary": "0", "replay-b": "log-000000002-b,0,50",
