@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 GO    ?= go
 
-.PHONY: all build test lint unit race e2e soak bench demo deps fuzz clean
+.PHONY: all build test lint unit race e2e soak bench demo deps fuzz man clean
 
 all: build
 
@@ -45,6 +45,9 @@ bench: deps ## the tables of docs/BENCHMARKS.md, side by side with the peers, in
 
 demo:
 	$(GO) run ./cmd/marsd demo
+
+man: ## docs/man, packaging/completion and the generated part of docs/decisions.md
+	$(GO) run ./cmd/internal/manpages
 
 FUZZTIME ?= 30s
 fuzz: ## each fuzz target for FUZZTIME
