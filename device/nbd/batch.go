@@ -193,8 +193,11 @@ func (p *habit) look(requests, syncs, inFlight int) {
 	if syncs < requests {
 		p.synced = 0
 	}
-	p.may = inFlight == 0 && (p.alone > patient || p.synced > patient)
+	p.may = inFlight == 0 && (p.lonely() || p.synced > patient)
 }
+
+// lonely: the client has had one request in flight for long, so nothing waits behind it.
+func (p *habit) lonely() bool { return p.alone > patient }
 
 // syncs is the number of requests that wait for durability.
 func (b *batch) syncs() int {
@@ -255,7 +258,13 @@ func (c *conn) read(r request) bool {
 	}
 	if n <= maxInlineRead {
 		p := c.replyData(r)
-		done, err := c.exp.Backend.TryReadAt(p, int64(r.off))
+		var err error
+		done := c.habit.lonely()
+		if done { // a worker would only add its wake-up
+			err = c.exp.Backend.ReadAt(p, int64(r.off))
+		} else {
+			done, err = c.exp.Backend.TryReadAt(p, int64(r.off))
+		}
 		if done && err == nil {
 			return true
 		}
