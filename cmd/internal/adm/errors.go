@@ -83,7 +83,8 @@ func named(err error, command, res, host string) error {
 	}
 	var u *usageError
 	var t *timeoutError
-	if err == nil || errors.As(err, &u) || errors.As(err, &t) || errors.Is(err, context.Canceled) {
+	var v verdict
+	if err == nil || errors.As(err, &v) || errors.As(err, &u) || errors.As(err, &t) || errors.Is(err, context.Canceled) {
 		return err
 	}
 	about := (&Refusal{Command: command, Resource: res, Host: host}).about()

@@ -28,6 +28,7 @@ type options struct {
 	json               bool
 	macro              string
 	watch              time.Duration // 0: no
+	check              checkLimits
 	backupDir          string
 	autoclean          time.Duration // 0: off
 	singlestep         bool
@@ -44,6 +45,7 @@ func bind(fs *pflag.FlagSet) *options {
 		threshold:      10 << 20,
 		threshLogfiles: 10,
 		threshLogsize:  5,
+		check:          defaultLimits(),
 		systemd:        1,
 	}
 	fs.StringVar(&o.root, "root", "", "")
@@ -67,6 +69,11 @@ func bind(fs *pflag.FlagSet) *options {
 	fs.Var((*parallel)(&o.parallel), "parallel", "")
 	fs.Lookup("parallel").NoOptDefVal = "0"
 	fs.BoolVar(&o.json, "json", false, "")
+	fs.Var(&limitsFlag{to: &o.check.lag}, "check-lag", "")
+	fs.Var(&limitsFlag{to: &o.check.rest, bytes: true}, "check-rest", "")
+	fs.Var(&limitsFlag{to: &o.check.silent}, "check-silent", "")
+	fs.Var(&limitsFlag{to: &o.check.used}, "check-used", "")
+	fs.Var(&limitsFlag{to: &o.check.free, bytes: true, falling: true}, "check-free", "")
 	fs.StringVar(&o.macro, "macro", "", "")
 	fs.Var(&seconds{&o.watch, time.Second}, "watch", "")
 	fs.Lookup("watch").NoOptDefVal = "2"

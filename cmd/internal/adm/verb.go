@@ -89,7 +89,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer, env Env) 
 	switch {
 	case errors.As(err, &v):
 		return int(v)
-	case err != nil && isCheck(args):
+	case err != nil && isCheck(n, args):
 		return checkFailed(newLineWriter(stdout), err)
 	case err != nil:
 		report(errOut, err)
@@ -145,7 +145,7 @@ func newRoot(run func(cmd *cobra.Command, opt *options, v *verb, name string, ar
 		switch {
 		case len(args) == 0:
 			return &usageError{msg: "no command given", hint: "marsadm help lists the commands"}
-		case strings.HasPrefix(args[0], "view-"):
+		case isMacroCommand(args[0]):
 			return run(cmd, opt, macroVerb(args[0]), args[0], args[1:])
 		}
 		return unknownCommand(root, args[0])

@@ -276,7 +276,7 @@ func (s *session) setLinkFromView(path, value string) error {
 	if err := w.open(&verb{name: "set-link"}); err != nil {
 		return err
 	}
-	return setLink(context.Background(), w, []string{value, path})
+	return named(setLink(context.Background(), w, []string{value, path}), "set-link", "", s.host)
 }
 
 // maxStatusText bounds what is read of status files.

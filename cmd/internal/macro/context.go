@@ -15,7 +15,7 @@ type Tree interface {
 	Get(path string) (value string, ok bool)
 	Entry(path string) (symlinktree.Entry, bool)
 	List(dir string) []symlinktree.Entry
-	Dirs(dir string) []string
+	Dirs(dir string) []string // names, without dir
 }
 
 // Mount is one line of the kernel's mount table.

@@ -81,7 +81,7 @@ func (c *Context) match(dir string, pattern []string) ([]string, error) {
 		return err
 	}
 	for _, d := range c.Tree.Dirs(dir) {
-		if err := try(d); err != nil {
+		if err := try(path.Join(dir, d)); err != nil {
 			return nil, err
 		}
 	}

@@ -269,7 +269,7 @@ type NodeReport struct {
 func (c *Context) NodeReport() *NodeReport {
 	r := &NodeReport{Node: c.Node, Host: c.Host, UUID: c.val(symlinktree.UUIDPath), Hosts: some(Hosts(c.Tree)),
 		Running: c.moduleLoaded(), Emergency: c.num(c.global(c.Host, "emergency")),
-		LamportSlip: math.Max(0, c.Now.Time().Sub(c.Real).Seconds()), Messages: c.reportMessages(symlinktree.ActualDir(c.Host))}
+		LamportSlip: *secondsOf(c.Now.Time().Sub(c.Real)), Messages: c.reportMessages(symlinktree.ActualDir(c.Host))}
 	if age, known := c.aliveAge(c.Host); known {
 		r.NewsAge = secondsOf(age)
 	}

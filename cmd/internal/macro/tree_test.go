@@ -72,7 +72,7 @@ func (m memTree) Dirs(dir string) []string {
 			}
 		}
 		if name, _, ok := strings.Cut(rest, "/"); ok {
-			seen[strings.TrimPrefix(dir+"/"+name, "/")] = true
+			seen[name] = true
 		}
 	}
 	var out []string
