@@ -76,7 +76,12 @@ func (w *worker) attach(ctx context.Context) (func(), error) {
 		return nil, errors.Join(err, disk.Close())
 	}
 	from := logfile.Position{Log: logfile.Name{Seq: in.pos.Seq, Host: in.pos.Origin}, Offset: in.pos.Min}
+	maxRecord := logfile.MaxPayload
+	if w.n.cfg.LogFormat == LogKernel {
+		maxRecord = 4096
+	}
 	eng, err := device.OpenEngine(ctx, device.EngineConfig{
+		MaxRecord: maxRecord, ZeroesAsWrites: w.n.cfg.LogFormat == LogKernel,
 		Resource: string(w.r), Host: w.n.cfg.Node, Disk: disk, Chain: chain, Size: in.size,
 		Journal: &journal{w}, Now: func() time.Time { return w.n.tree.Clock().Now().Time() }, Log: w.log,
 		Durability: w.n.cfg.Durability, SyncInterval: w.n.cfg.SyncInterval, WritebackAge: w.n.cfg.WritebackAge,

@@ -29,7 +29,9 @@ type Config struct {
 	NBDTCP     string // ADDR:PORT of an additional NBD listener for all exports, "" = off
 	NBDTLS     NBDTLS // of that listener
 
-	Durability    device.Durability
+	Durability device.Durability
+	// LogFormat is LogNative, or LogKernel for logs that a kernel MARS can replay.
+	LogFormat     string
 	LogRotateSize int64 // bytes at which a primary starts its next log, 0 = only on demand
 
 	Gossip bool // membership and hints by gossip; everything works, slower, without
@@ -53,6 +55,12 @@ type Config struct {
 	Now func() time.Time // wall clock; tests make it jump
 	Log *slog.Logger
 }
+
+// Formats of the own logs. Every reader of this project reads both.
+const (
+	LogNative = "native" // records up to 31.5 KiB; TRIM and WRITE_ZEROES are one record each, which the original skips
+	LogKernel = "kernel" // nothing but writes of whole sectors in records of at most 4 KiB; zeros are compressed payloads
+)
 
 // Modes of NBDTLS.
 const (
@@ -96,6 +104,7 @@ func DefaultConfig(root, node string) Config {
 		Bind:          net.JoinHostPort("0.0.0.0", strconv.Itoa(DefaultPort)),
 		SecretFile:    "/etc/mars/secret",
 		NBDDir:        "/run/mars",
+		LogFormat:     LogNative,
 		LogRotateSize: 32 << 30, // the original's logrot_auto_gb
 		Gossip:        true,
 		Heartbeat:     time.Second,
@@ -143,6 +152,9 @@ func (c *Config) Validate() error {
 	}
 	if err := c.NBDTLS.validate(); err != nil {
 		bad("%w", err)
+	}
+	if c.LogFormat != LogNative && c.LogFormat != LogKernel {
+		bad("log format %q, want %s or %s", c.LogFormat, LogNative, LogKernel)
 	}
 	if c.LogRotateSize < 0 {
 		bad("log rotate size %d is negative", c.LogRotateSize)

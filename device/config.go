@@ -107,7 +107,8 @@ type EngineConfig struct {
 	RepairInterval time.Duration // how often a stopped replay looks for changed bytes. Default 1 s
 	RotateTimeout  time.Duration // longest wait of Rotate for a free layer. Default 30 s
 	CloseTimeout   time.Duration // longest writeback of Close. Default 60 s
-	ZeroesAsWrites bool          // TRIM and WRITE_ZEROES are logged as zero payloads, for the original's readers
+	DirectPatience time.Duration // how long writers wait for StartDirect or StartLogging after the log had no space; 0 = they get EIO at once
+	ZeroesAsWrites bool          // TRIM and WRITE_ZEROES are logged as zero payloads, and only whole sectors are written, for the original's readers
 	ReaderMode     logfile.Mode  // how strict replay reads; default logfile.Compat
 
 	// Events, if set, is called for each Event. It must not block or call back.
@@ -183,7 +184,7 @@ func (c EngineConfig) Validate() error {
 	bad(c.IndexLimit < 64, "IndexLimit %d is less than 64", c.IndexLimit)
 	bad(c.Durability < DurabilityFlush || c.Durability > DurabilityNone, "unknown %v", c.Durability)
 	bad(c.WritebackAge < 0 || c.WritebackBytes < 0 || c.WritebackJobs < 0 || c.SyncInterval < 0 || c.RetryMin < 0 ||
-		c.RetryMax < c.RetryMin || c.RotateTimeout < 0 || c.CloseTimeout < 0 || c.RepairInterval < 0,
+		c.RetryMax < c.RetryMin || c.RotateTimeout < 0 || c.CloseTimeout < 0 || c.DirectPatience < 0 || c.RepairInterval < 0,
 		"negative interval, or RetryMax below RetryMin")
 	return errors.Join(errs...)
 }

@@ -76,7 +76,7 @@ func OpenExport(cfg ExportConfig) (*Export, error) {
 		}
 		x.server, x.own = nbd.NewServer(cfg.Config), true
 	}
-	err = x.server.Add(nbd.Export{Name: x.name, Description: "MARS resource " + x.name, Backend: cfg.Engine.Backend()})
+	err = x.server.Add(nbd.Export{Name: x.name, Description: "MARS resource " + x.name, Backend: cfg.Engine.Backend(), MinBlock: cfg.Engine.minBlock()})
 	if err != nil {
 		l.Close()
 		return nil, fmt.Errorf("export %s: %w", x.name, err)

@@ -26,6 +26,9 @@ func (b backend) SyncNow() error { return b.Engine.FlushNow() }
 // two of them never tears a block.
 const blockSize = 4096
 
+// sectorSize is what the original writes at least.
+const sectorSize = 512
+
 // maxUnsynced is how many bytes of log may wait for a sync. Beyond it writers wait for the disk, or one sync
 // would have so much to write that everything else on the same disk stands still.
 const maxUnsynced = 32 << 20
@@ -54,6 +57,10 @@ func (e *Engine) Submit(ops []nbd.Op) error {
 			return err
 		}
 		bytes += op.Len
+		if e.cfg.ZeroesAsWrites && (op.Off|op.Len)%sectorSize != 0 {
+			return fmt.Errorf("%w: resource %s: the log is written for the original, which replays whole sectors only; got %d+%d",
+				syscall.EINVAL, e.cfg.Resource, op.Off, op.Len)
+		}
 		switch {
 		case op.Kind == nbd.OpWrite:
 			if int64(len(op.Data)) != op.Len {
@@ -97,6 +104,14 @@ func (b *batch) write(off int64, p []byte, maxRecord int) {
 	if len(p) > 0 {
 		b.entries = append(b.entries, logfile.Entry{Pos: off, Code: logfile.CodeWrite, Data: p})
 	}
+}
+
+// minBlock is the smallest request that is taken.
+func (e *Engine) minBlock() uint32 {
+	if e.cfg.ZeroesAsWrites {
+		return sectorSize
+	}
+	return 1
 }
 
 // append logs the entries and empties the batch.

@@ -66,6 +66,7 @@ func (o *options) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.NBDTLS.CA, "nbd-tls-ca", "", "authority in PEM form that vouches for the clients of the port")
 	f.StringVar(&o.durability, "durability", device.DurabilityFlush.String(), "when a write is acknowledged: flush, always or none")
 	f.StringVar(&o.rotate, "log-rotate-size", strconv.FormatInt(c.LogRotateSize, 10), "bytes after which a primary starts its next logfile; 0 = only on demand; K, M, G are understood")
+	f.StringVar(&c.LogFormat, "log-format", c.LogFormat, "native, or kernel: logs that a kernel MARS can replay (larger with TRIM; whole sectors only)")
 	f.BoolVar(&c.Gossip, "gossip", c.Gossip, "spread news by gossip; everything works, slower, without")
 	f.DurationVar(&c.Heartbeat, "heartbeat", c.Heartbeat, "how often this node says that it is alive")
 	f.DurationVar(&c.AliveWindow, "alive-window", c.AliveWindow, "silence after which a peer counts as unreachable")

@@ -89,4 +89,7 @@ type Export struct {
 	Description string // for people, shown by `nbdinfo --list`; at most 4096 bytes
 	Backend     Backend
 	ReadOnly    bool
+	// MinBlock, if set, is the smallest request that the backend takes, in bytes, a
+	// power of two; clients are told so. Default 1.
+	MinBlock uint32
 }

@@ -217,7 +217,7 @@ func (h *handshake) infoOrGo(id uint32, data []byte) (*export, error) {
 	h.reply(id, nbdproto.RepInfo, b)
 	// Always sent: who ignores it loses nothing.
 	b = binary.BigEndian.AppendUint16(b[:0], nbdproto.InfoBlockSize)
-	b = binary.BigEndian.AppendUint32(b, minBlock)
+	b = binary.BigEndian.AppendUint32(b, max(minBlock, exp.MinBlock))
 	b = binary.BigEndian.AppendUint32(b, preferredBlock)
 	b = binary.BigEndian.AppendUint32(b, nbdproto.MaxPayload)
 	h.reply(id, nbdproto.RepInfo, b)

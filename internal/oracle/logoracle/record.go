@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"math/bits"
 	"time"
 )
 
@@ -74,6 +75,10 @@ func (e *Error) Error() string {
 type Options struct {
 	// Sealed demands our record CRC, as in every log that this project wrote.
 	Sealed bool
+	// Original demands what a kernel MARS can replay without loss: nothing but writes,
+	// of whole sectors, one digest each, in records of at most a page that stay
+	// within 64 KiB of the device, or compressed up to 31.5 KiB.
+	Original bool
 	// NoDigest accepts records without any checksum (logs from before 2020).
 	NoDigest bool
 	// Size of the device; records beyond it are unsound. 0: unchecked.
@@ -118,6 +123,11 @@ func Parse(file io.ReaderAt, name string, to int64, opt Options, f func(*Record)
 			}
 		}
 		seq++
+		if opt.Original {
+			if reason = r.original(rest[:total]); reason != "" {
+				return bad(off, "not for a kernel MARS: %s", reason)
+			}
+		}
 		if err := f(r); err != nil {
 			return err
 		}
@@ -188,6 +198,41 @@ func (r *Record) decode(p []byte, opt Options) string {
 	}
 	if r.Pos < 0 || length <= 0 || r.Pos+length < 0 || (opt.Size > 0 && r.Pos+length > opt.Size) {
 		return fmt.Sprintf("range [%d+%d] is outside of the device of %d bytes", r.Pos, length, opt.Size)
+	}
+	return ""
+}
+
+// original says what a kernel MARS would choke on or lose (reference/log-engine.md
+// 1.2 to 1.5). What it ignores, our seal and its marker, is not looked at.
+func (r *Record) original(p []byte) string {
+	le := binary.LittleEndian
+	flags := le.Uint16(p[len(p)-endLen+endFlags:])
+	n := int64(len(r.Data))
+	limit := int64(4096)
+	if r.Compressed {
+		limit = 32256
+	}
+	switch {
+	case r.Code != CodeWrite:
+		return fmt.Sprintf("code %#x is skipped", uint16(r.Code))
+	case r.Seq == 0:
+		return "no sequence number"
+	case bits.OnesCount16(flags&0x1f) != 1:
+		return fmt.Sprintf("flags %#04x do not name one digest", flags)
+	case flags&^0x071f != 0:
+		return fmt.Sprintf("unknown flags %#04x", flags)
+	case flags&flagLZO != 0:
+		return "LZO, which nobody can check here"
+	case n > limit:
+		return fmt.Sprintf("%d bytes in one record", n)
+	case r.Pos%512 != 0 || n%512 != 0:
+		return fmt.Sprintf("[%d+%d] is not whole sectors", r.Pos, n)
+	case !r.Compressed && r.Pos>>16 != (r.Pos+n-1)>>16:
+		return fmt.Sprintf("[%d+%d] crosses a border of 64 KiB", r.Pos, n)
+	case len(p)%4 != 0:
+		return fmt.Sprintf("record of %d bytes", len(p))
+	case r.Stamp.Nanosecond() < 0 || le.Uint64(p[offNsec:]) >= 1e9:
+		return fmt.Sprintf("stamp has %d nanoseconds", le.Uint64(p[offNsec:]))
 	}
 	return ""
 }
