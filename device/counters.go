@@ -12,6 +12,7 @@ type counters struct {
 	wbOps, wbBytes, cycles, failedCycles               atomic.Int64
 	syncSame, syncDifferent, syncRepeated              atomic.Int64
 	writerWaits, writerWaited                          atomic.Int64
+	directBytes                                        atomic.Int64
 }
 
 func (c *counters) snapshot() Counters {
@@ -23,6 +24,7 @@ func (c *counters) snapshot() Counters {
 		WritebackOps: c.wbOps.Load(), WritebackBytes: c.wbBytes.Load(),
 		Cycles: c.cycles.Load(), FailedCycles: c.failedCycles.Load(),
 		SyncSame: c.syncSame.Load(), SyncDifferent: c.syncDifferent.Load(), SyncRepeated: c.syncRepeated.Load(),
+		DirectBytes: c.directBytes.Load(),
 		WriterWaits: c.writerWaits.Load(), WriterWaited: time.Duration(c.writerWaited.Load()),
 	}
 }

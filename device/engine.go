@@ -45,6 +45,8 @@ type Engine struct {
 
 	readErr atomic.Pointer[readFailure]
 
+	direct direct
+
 	sync   syncer
 	replay replayer
 	wb     writeback
@@ -202,7 +204,8 @@ func (e *Engine) Close() error {
 	e.mu.Lock()
 	mode, diskErr := e.mode, errors.Join(e.diskErr, e.jourErr)
 	e.mu.Unlock()
-	if mode == Logging || mode == Error {
+	switch mode {
+	case Logging, Error, Ceasing, Direct:
 		err = e.stopWriting()
 	}
 	e.replay.switchTo(false)
@@ -224,6 +227,9 @@ func (e *Engine) stop() {
 	e.cancel(errClosed)
 	e.replay.wake()
 	e.wg.Wait()
+	e.direct.mu.Lock() // nobody is at the disk when it is closed
+	e.direct.shut()
+	e.direct.mu.Unlock()
 	e.logMu.Lock()
 	if e.writer != nil {
 		e.writer.Close()

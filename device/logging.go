@@ -16,20 +16,25 @@ const maxLayers = 64
 // StartLogging opens this node's next log; from now on Submit works. The engine is
 // clean or recovered, and has applied the current log to its end. After a failure of
 // the log it is the way on: records that were acknowledged but are not durable are
-// logged again in the new one.
+// logged again in the new one. After StartDirect it ends emergency mode.
 func (e *Engine) StartLogging(name logfile.Name) error {
 	e.ctl.Lock()
 	defer e.ctl.Unlock()
 	op := "start logging to " + name.String()
 	mode := e.getMode()
-	if mode != Idle && mode != Error {
+	switch mode {
+	case Idle, Error, Ceasing, Direct:
+	default:
 		return e.stateErr(op, "engine is "+mode.String())
 	}
 	if err := e.mayWrite(name); err != nil {
 		return fmt.Errorf("%s: %w", op, err)
 	}
-	if mode == Error {
+	switch mode {
+	case Error:
 		return e.restartLog(op, name)
+	case Direct:
+		return e.resumeLog(op, name)
 	}
 	if on, _ := e.replay.state(); on || !e.repaired() {
 		return e.stateErr(op, "replay is on, or the dirty zone is not repaired")
@@ -177,7 +182,7 @@ func (e *Engine) StopLogging(ctx context.Context) error {
 	e.ctl.Lock()
 	defer e.ctl.Unlock()
 	switch mode := e.getMode(); mode {
-	case Logging, Error:
+	case Logging, Error, Ceasing, Direct:
 		if err := e.stopWriting(); err != nil {
 			return err
 		}
@@ -188,21 +193,22 @@ func (e *Engine) StopLogging(ctx context.Context) error {
 	return e.settle(ctx, false)
 }
 
-// stopWriting refuses further writes and closes the log.
+// stopWriting refuses further writes and closes the log, or flushes what went around it.
 func (e *Engine) stopWriting() error {
-	e.closeLog(fmt.Errorf("resource %s: not primary any more: %w", e.cfg.Resource, syscall.ESHUTDOWN))
-	ref := e.ref
-	if f := e.failed.Load(); f != nil {
-		// What failed was a write, and everything before it is durable: clean enough.
-		if d, err := e.chain.Durable(ref.name); err != nil || d < e.idx.end().Offset {
-			return f.err
-		}
-		if err := e.chain.Truncate(ref.name, e.idx.end().Offset); err != nil {
+	refuse := fmt.Errorf("resource %s: not primary any more: %w", e.cfg.Resource, syscall.ESHUTDOWN)
+	if e.getMode() == Direct {
+		e.logMu.Lock()
+		e.refuse = refuse
+		e.logMu.Unlock()
+		if err := e.stopDirect(); err != nil {
 			return err
 		}
-		e.failed.Store(nil)
+	} else {
+		e.closeLog(refuse)
+		if err := e.retire(); err != nil {
+			return err
+		}
 	}
-	e.chain.Seal(ref.name)
 	e.setMode(Idle)
 	return nil
 }

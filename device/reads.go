@@ -163,8 +163,9 @@ func (e *Engine) readLogged(p []byte, log logfile.Name, x *extent) error {
 
 // ReadStable fills p with the device as it is now and makes the log durable up to
 // the end it returns, which was observed after the read: what a peer is given must
-// not be lost by its author (promise P5).
+// not be lost by its author (promise P5). In emergency mode there is no such position: ErrDirect.
 func (e *Engine) ReadStable(ctx context.Context, p []byte, off int64) (end logfile.Position, err error) {
+	epoch := e.direct.epoch.Load()
 	if err := e.ReadAt(p, off); err != nil {
 		return end, err
 	}
@@ -175,6 +176,9 @@ func (e *Engine) ReadStable(ctx context.Context, p []byte, off int64) (end logfi
 	defer e.logMu.RUnlock()
 	if f := e.failed.Load(); f != nil {
 		return end, f.err
+	}
+	if epoch%2 == 1 || e.direct.epoch.Load() != epoch {
+		return end, fmt.Errorf("read resource %s: %w", e.cfg.Resource, ErrDirect)
 	}
 	end = e.idx.end()
 	if w := e.writer; w != nil && w.Durable() < end.Offset {

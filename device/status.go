@@ -1,6 +1,7 @@
 package device
 
 import (
+	"errors"
 	"time"
 
 	"mars/logfile"
@@ -17,10 +18,12 @@ const (
 	Logging                // primary: writes are accepted
 	Error                  // primary: the log failed, writes get EIO
 	Closed
+	Ceasing // primary on the way from the log to the disk alone: writers wait
+	Direct  // primary in emergency mode: requests go to the disk, nothing is logged
 )
 
 func (m Mode) String() string {
-	return [...]string{"idle", "replaying", "recovering", "logging", "error", "closed"}[m]
+	return [...]string{"idle", "replaying", "recovering", "logging", "error", "closed", "ceasing", "direct"}[m]
 }
 
 // Counters count since OpenEngine.
@@ -30,6 +33,7 @@ type Counters struct {
 	FlushOps                int64
 	ReplayOps, ReplayBytes  int64 // records and payload bytes taken from logs by replay or recovery
 	LogBytes                int64 // bytes appended to own logs
+	DirectBytes             int64 // bytes of clients that went around the log
 	WritebackOps            int64 // writes to the disk
 	WritebackBytes          int64 // bytes written to the disk, zeroed ranges excluded
 	Cycles, FailedCycles    int64 // writeback cycles
@@ -60,6 +64,7 @@ type Status struct {
 	ReplayErr  error // *logfile.TornError or *logfile.CorruptError: replay stopped there
 	DiskErr    error // writeback is failing and being retried, or the last read of a client failed
 	LogErr     error // the own log failed
+	LogFull    bool  // LogErr is that a write had no space
 	JournalErr error
 
 	Counters Counters
@@ -72,6 +77,8 @@ func (e *Engine) Status() Status {
 	torn := e.replay.torn.Load()
 	if f := e.failed.Load(); f != nil {
 		s.LogErr = f.err
+		var full fullError
+		s.LogFull = errors.As(f.err, &full)
 	}
 	e.logMu.RLock()
 	w := e.writer

@@ -43,7 +43,19 @@ var batches = sync.Pool{New: func() any { return new(batch) }}
 // Submit logs ops in this order. When it returns nil all are in the log by write(2),
 // with DurabilityAlways also by fdatasync, and reads see them. After an error none
 // is acknowledged, and each may or may not have happened.
+//
+// In emergency mode they go to the disk instead (StartDirect).
 func (e *Engine) Submit(ops []nbd.Op) error {
+	err := errCeased
+	if !e.direct.on.Load() {
+		if err = e.submitLogged(ops); err == nil || !e.passing(err) {
+			return err
+		}
+	}
+	return e.detour(err, func() (bool, error) { return e.submitDirect(ops) }, func() error { return e.submitLogged(ops) })
+}
+
+func (e *Engine) submitLogged(ops []nbd.Op) error {
 	b := batches.Get().(*batch)
 	defer func() {
 		clear(b.entries)
@@ -206,6 +218,9 @@ func placedExtent(p *logfile.Placed) extent {
 func (e *Engine) failLog(w *logfile.Writer, cause error) error {
 	f := &logFailure{err: fmt.Errorf("%w: resource %s: log %s failed after %d, durable up to %d: %v; writes are refused until a new log is started",
 		syscall.EIO, e.cfg.Resource, w.Name(), w.End(), w.Durable(), cause)}
+	if noSpace(cause) {
+		f.err = fullError{f.err}
+	}
 	if !e.failed.CompareAndSwap(nil, f) {
 		return e.failed.Load().err
 	}
@@ -312,7 +327,7 @@ func (s *syncer) finish(err error) {
 func (e *Engine) FlushNow() error {
 	e.n.flushOps.Add(1)
 	if e.cfg.Durability != DurabilityNone {
-		return e.syncLog(true)
+		return e.syncAll(true)
 	}
 	if f := e.failed.Load(); f != nil {
 		return f.err
@@ -362,7 +377,7 @@ func (e *Engine) syncLoop() {
 		if len(waiting) > 0 || (due && armed) {
 			due = false
 			start := time.Now()
-			err := e.syncLog(len(waiting) > 0)
+			err := e.syncAll(len(waiting) > 0)
 			interval = min(max(e.cfg.SyncInterval, syncShare*time.Since(start)), max(e.cfg.SyncInterval, maxSyncInterval))
 			for _, done := range waiting {
 				done(err)
@@ -391,6 +406,18 @@ func (e *Engine) syncLoop() {
 			}
 		}
 	}
+}
+
+// syncAll makes durable what has been written so far, in whichever way; awaited says that a client
+// waits for it.
+func (e *Engine) syncAll(awaited bool) error {
+	if !e.direct.on.Load() {
+		err := e.syncLog(awaited)
+		if err == nil || !awaited || !e.passing(err) {
+			return err
+		}
+	}
+	return e.detour(errCeased, e.syncDirect, func() error { return e.syncLog(awaited) })
 }
 
 // syncLog makes durable what has been appended so far; awaited says that a client waits for it.

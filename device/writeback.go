@@ -406,4 +406,7 @@ type knobs struct {
 	skipFlush       bool // the position moves before the disk is flushed
 	skipAdmit       bool // writers run into the limit of the index
 	skipGuard       bool // full sync does not care whether replay overtook it
+	directUndrained bool // requests go around the log before the log is on the disk
+	directUnsaid    bool // ... before the hole is announced
+	skipDirectFlush bool // logging resumes before what went around it is durable
 }
