@@ -38,10 +38,51 @@ func TestKernelTrees(t *testing.T) {
 			if got != want {
 				t.Errorf("got\n%s\nwant\n%s", got, want)
 			}
-			if exact && !strings.Contains(res.out, `used-log-digest="CHKSUM_CRC32C"`) {
+			// The records begin somewhere in the header.
+			whole, tail := iops.ReplaceAllString(res.out, "N IOPS"), iops.ReplaceAllString(afterPrompt(string(data)), "N IOPS")
+			if exact && !strings.HasSuffix(whole, tail) {
+				t.Errorf("got\n%s\nwant at its end\n%s", whole, tail)
+			}
+			if exact && !strings.HasPrefix(whole, "used-log-compression=\"\"\nused-net-compression=\"\"\nused-log-digest=\"CHKSUM_CRC32C\"\n") {
 				t.Errorf("header:\n%s", res.out)
 			}
+			r.soundLinks()
 		})
+	}
+}
+
+// TestKernelCluster is a cluster of the original without a resource.
+func TestKernelCluster(t *testing.T) {
+	r := newRig(t, "nodea")
+	r.loadList("testdata/kernel/nodea-0-cluster.list")
+	res := r.run("view", "all")
+	data, err := os.ReadFile("testdata/kernel/nodea-0-cluster.view")
+	must(t, err)
+	// The original wrote both outputs to one file.
+	if got := res.out + res.err; res.code != 0 || !strings.HasSuffix(string(data), got) || !strings.HasPrefix(got, "used-log-compression=") {
+		t.Errorf("exit %d, got\n%s\nwant\n%s", res.code, got, data)
+	}
+	r.soundLinks()
+}
+
+// afterPrompt cuts the line with the command off.
+func afterPrompt(text string) string {
+	_, rest, _ := strings.Cut(text, "\n")
+	return rest
+}
+
+// soundLinks checks that the parsers have no complaint about any link, and that the
+// commands for people bear the tree.
+func (r *rig) soundLinks() {
+	r.t.Helper()
+	res := r.run("tree", "-v")
+	if res.code != 0 || res.err != "" || strings.Contains(res.out, "BROKEN") || !strings.Contains(res.out, "uuid") {
+		r.t.Errorf("tree: exit %d, %s\n%s", res.code, res.err, res.out)
+	}
+	for _, cmd := range [][]string{{"why", "all"}, {"view", "all", "--json"}, {"view-1and1", "all"}} {
+		if res := r.run(cmd...); res.code != 0 || strings.Contains(res.err, "ERROR") {
+			r.t.Errorf("%q: exit %d, %s", cmd, res.code, res.err)
+		}
 	}
 }
 

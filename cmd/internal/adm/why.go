@@ -15,6 +15,14 @@ func explainVerbs() []verb {
 		res: oneRes, readOnly: true, anyResource: true, each: whyVerb}}
 }
 
+func init() {
+	details["why"] = detail{"Looks at the tree only. For each reason: the link that says so and since when, which host or process it waits for, and the next command to type. With --host=NAME for another member; --json for programs.",
+		"marsadm why r0"}
+	details["tree"] = detail{"With -v also what was deleted. BROKEN marks values that marsd ignores, pending orders that it has not carried out.", "marsadm tree r0"}
+	details["check"] = detail{"A plugin for Nagios and its kin: one line of summary with performance data, then one line for each problem. Each of the --check options is WARN:CRIT. RES may be several words; all if left out.",
+		"marsadm check --check-lag=60:600 --check-rest=1G:10G"}
+}
+
 // reason is one thing that keeps a resource from being as it should be, or that
 // explains what it does.
 type reason struct {
