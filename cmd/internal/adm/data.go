@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"mars/cmd/internal/macro"
@@ -53,11 +54,15 @@ func invalidate(ctx context.Context, j *job) error {
 	if err := checkInvalidate(j.tree, j.r, j.host, j.forced()); err != nil {
 		return err
 	}
-	if _, err := j.waitCluster(ctx, string(j.r), 3); err != nil {
+	dead, err := j.waitCluster(ctx, string(j.r), 3)
+	if err != nil {
 		return err
 	}
 	if err := checkInvalidate(j.tree, j.r, j.host, j.forced()); err != nil {
 		return err
+	}
+	if p, _ := j.tree.Get(j.r.PrimaryPath()); slices.Contains(dead, p) {
+		j.warn("%s, the primary to copy from, does not answer: until it does there is no usable replica on %s", p, j.host)
 	}
 	j.warnOnlyHere(othersOf(j.tree, j.r, j.host))
 	off := []op{}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -345,7 +346,7 @@ func (j *job) hooked(ctx context.Context, v *verb) error {
 // checkMember refuses commands on a resource that the host does not store, or
 // whose disk has become too small.
 func checkMember(t macro.Tree, r symlinktree.Resource, host string, v *verb, force bool) error {
-	if v.anyResource || v.newResource || force {
+	if v.anyResource || v.newResource || force && (v.name == "leave-resource" || leftOf(t, r, host)) {
 		return nil
 	}
 	_, data := t.Get(r.DataPath(host))
@@ -361,6 +362,12 @@ func checkMember(t macro.Tree, r symlinktree.Resource, host string, v *verb, for
 		return refuse("enlarge the disk", "its disk %s has %d bytes, fewer than the resource's %d", disk, have, want)
 	}
 	return nil
+}
+
+// leftOf reports whether there is anything of host in a resource: only then can
+// force be meant for it.
+func leftOf(t macro.Tree, r symlinktree.Resource, host string) bool {
+	return slices.Contains(macro.Peers(t, string(r)), host) || len(t.List(r.TodoDir(host))) > 0 || len(t.List(r.ActualDir(host))) > 0
 }
 
 // errDeadline is the cause of a context that --timeout has ended.
