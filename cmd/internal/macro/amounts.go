@@ -187,9 +187,18 @@ func (c *Context) orphan(host string) bool {
 	return true
 }
 
-// rate is in bytes a second; kind is if, sync, file or replay.
-func (c *Context) rate(host, kind string) int64 {
-	return max(0, c.num(c.actual(host, "amount-"+kind+"_rate"))) * 1024
+// rate is in bytes a second; kind is if, sync, file or replay. A host that is not
+// heard does not tell any more how fast it is.
+func (c *Context) rate(host, kind string) int64 { return c.speed(host, "amount-"+kind+"_rate") * 1024 }
+
+// opsRate is in operations a second.
+func (c *Context) opsRate(host, kind string) int64 { return c.speed(host, "ops-"+kind+"_rate") }
+
+func (c *Context) speed(host, link string) int64 {
+	if !c.alive(host) {
+		return 0
+	}
+	return max(0, c.num(c.actual(host, link)))
 }
 
 // remain is rest/rate in seconds: 0 when done, -1 when unknown.

@@ -65,7 +65,7 @@ func TestPrimitives(t *testing.T) {
 		"replay-pos b": "40", "fetch-pos b": "90", "work-size b": "160", "replay-rest b": "50", "fetch-rest b": "70", "work-rest b": "120",
 		"summary-vector : b": "40:90:160", "replay-lognr": "2", "replay-basenr": "1", "replay-lognr b": "1", "fetch-lognr b": "1", "work-lognr b": "2",
 		"work-logcount b": "1", "occupied-size": "160", "deletable-size": "0", "disk-size b": "1572864", "resource-size": "1048576", "resource-possible-size": "1572864",
-		"replay-rate b": "2048", "replay-remain b": "0.0244140625", "fetch-remain b": "-1", "work-remain b": "-1", "fetch-remain": "0",
+		"replay-rate b": "0", "replay-remain b": "-1", "fetch-remain b": "-1", "work-remain b": "-1", "fetch-remain": "0",
 		"replay-age": "1000", "replay-age b": "2000", "replay-lag b": "1000", "fetch-lag b": "1000", "alive-age b": "70", "alive-age nobody": "-1",
 		"rest-space": "29", "uuid": "a_1.000000000", "resource-members": "a\nb\n", "count-resource-members": "2", "guest-peers": "c\n",
 		"cluster-peers": "a\nb\n", "count-cluster-peers": "2", "all-resources": "r\nr2\nr10\n", "my-resources": "r\nr2\n", "my-members": "r\n", "my-guests": "r2\n",
@@ -84,6 +84,18 @@ func TestPrimitives(t *testing.T) {
 	}
 	if _, err := c.Eval("no-such-thing"); !errors.Is(err, ErrUnknown) {
 		t.Errorf("unknown macro: %v", err)
+	}
+}
+
+// TestRates: a rate is what marsd says, as long as it is heard.
+func TestRates(t *testing.T) {
+	for heard, want := range map[string][2]string{"9941": {"2048", "0.0244140625"}, "9940": {"0", "-1"}} {
+		c := testContext(parseTree(t, pairTree+"\nactual-b/time -> "+heard+".000000000"), "a", "log-000000001-a=100", "log-000000002-a=60")
+		for i, name := range []string{"replay-rate", "replay-remain"} {
+			if got, err := c.Eval(name, "b"); got != want[i] || err != nil {
+				t.Errorf("heard at %s: %s is %q, %v, want %q", heard, name, got, err, want[i])
+			}
+		}
 	}
 }
 

@@ -244,7 +244,7 @@ func rateMacros() []Macro {
 		rate := func(c *Context, h string) string { return itoa(c.rate(h, k.link)) }
 		out = append(out,
 			perHost(k.name+"-ops-rate", "operations a second", func(c *Context, h string) string {
-				return itoa(max(0, c.num(c.actual(h, "ops-"+k.link+"_rate"))))
+				return itoa(c.opsRate(h, k.link))
 			}),
 			perHost(k.name+"-amount-rate", "bytes a second", rate),
 			perHost(k.name+"-rate", "bytes a second", rate))

@@ -188,7 +188,7 @@ func (c *Context) reportIO(r *Report, host string) {
 	}
 	r.Device = DeviceReport{Path: c.device(host), Present: c.devicePresent(host),
 		OpenCount: c.num(c.actual(host, "open-count")), InFlight: c.num(c.actual(host, "if-flying")),
-		Error: c.num(c.actual(host, "if-state")), Ops: max(0, c.num(c.actual(host, "ops-if_rate"))), Rate: c.rate(host, "if")}
+		Error: c.num(c.actual(host, "if-state")), Ops: c.opsRate(host, "if"), Rate: c.rate(host, "if")}
 	if m, ok := c.mount(host); ok {
 		r.Device.MountPoint = m.Point
 	}
@@ -199,7 +199,7 @@ func (c *Context) reportIO(r *Report, host string) {
 
 func (c *Context) progress(host, what, kind string, pos, size, rest int64) ProgressReport {
 	p := ProgressReport{Pos: pos, Size: size, Rest: rest, Rate: c.rate(host, kind),
-		Ops: max(0, c.num(c.actual(host, "ops-"+kind+"_rate")))}
+		Ops: c.opsRate(host, kind)}
 	if left := remain(rest, p.Rate); left >= 0 {
 		p.Remaining = &left
 	}

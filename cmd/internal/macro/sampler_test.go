@@ -180,6 +180,12 @@ func (w *world) expected(m *memberWorld, local bool) map[string]string {
 	isPrimary := m.name == w.primary && m.isAttached
 	alive := w.now-m.heard < 60
 	fetchRest, replayRest := end-m.fetched, m.fetched-m.replayed
+	rate := func(kind string) int64 {
+		if !alive {
+			return 0 // what it was doing when it was last heard says nothing
+		}
+		return m.rates[kind]
+	}
 	left := func(rest, rate int64) string {
 		switch {
 		case rest == 0:
@@ -199,9 +205,9 @@ func (w *world) expected(m *memberWorld, local bool) map[string]string {
 		"replay-pos": itoa(m.replayed - first), "replay-rest": itoa(replayRest), "fetch-pos": itoa(m.fetched - first), "fetch-size": itoa(end - first),
 		"fetch-rest": itoa(fetchRest), "work-rest": itoa(end - m.replayed), "work-size": itoa(end - first), "writeback-rest": itoa(end - m.replayed),
 		"summary-vector": itoa(m.replayed-first) + ":" + itoa(m.fetched-first) + ":" + itoa(end-first),
-		"device-rate":    itoa(m.rates["if"] * 1024), "sync-rate": itoa(m.rates["sync"] * 1024), "fetch-rate": itoa(m.rates["file"] * 1024),
-		"replay-rate": itoa(m.rates["replay"] * 1024), "work-rate": itoa(max(m.rates["file"], m.rates["replay"]) * 1024),
-		"sync-remain": left(w.size-m.synced, m.rates["sync"]), "fetch-remain": left(fetchRest, m.rates["file"]), "replay-remain": left(replayRest, m.rates["replay"]),
+		"device-rate":    itoa(rate("if") * 1024), "sync-rate": itoa(rate("sync") * 1024), "fetch-rate": itoa(rate("file") * 1024),
+		"replay-rate": itoa(rate("replay") * 1024), "work-rate": itoa(max(rate("file"), rate("replay")) * 1024),
+		"sync-remain": left(w.size-m.synced, rate("sync")), "fetch-remain": left(fetchRest, rate("file")), "replay-remain": left(replayRest, rate("replay")),
 		"replay-lognr": strconv.Itoa(w.numberAt(m.replayed)), "fetch-lognr": strconv.Itoa(max(w.numberAt(m.replayed), w.numberAt(m.fetched))),
 		"replay-basenr": strconv.Itoa(w.base), "is-orphan": "0",
 	}
@@ -301,7 +307,7 @@ func TestEveryNumberIsTrue(t *testing.T) {
 func TestSamplerSees(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	w := random(rng)
-	for len(w.members) < 2 || w.members[0].name == w.primary || w.members[0].rates["file"] == 0 || w.members[0].dirty == 0 || w.members[0].synced < w.size {
+	for len(w.members) < 2 || w.members[0].name == w.primary || w.members[0].rates["file"] == 0 || w.now-w.members[0].heard >= 60 || w.members[0].dirty == 0 || w.members[0].synced < w.size {
 		w = random(rng)
 	}
 	h := w.members[0].name

@@ -259,7 +259,7 @@ func (c *Context) deviceStats(host string) string {
 	if code := c.num(c.actual(host, "if-state")); code != 0 {
 		parts = append(parts, fmt.Sprintf("DEVICE_ERROR=%d%s", code, ErrnoText(fmt.Sprint(code))))
 	}
-	parts = append(parts, fmt.Sprintf("%d IOPS", max(0, c.num(c.actual(host, "ops-if_rate")))))
+	parts = append(parts, fmt.Sprintf("%d IOPS", c.opsRate(host, "if")))
 	if n := c.num(c.actual(host, "if-flying")); n > 0 {
 		parts = append(parts, fmt.Sprintf("%d Flying", n))
 		if done, err := symlinktree.ParseStamp(c.val(c.actual(host, "if-completion-stamp"))); err == nil {
