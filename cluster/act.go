@@ -38,6 +38,16 @@ func (w *worker) act(a Action) {
 		w.begin("yield", func(ctx context.Context) (func(), error) { return w.yield(ctx, x) })
 	case Rotate:
 		w.begin(a.String(), func(context.Context) (func(), error) { return nil, w.rotate(a.Log) })
+	case Cease:
+		w.begin(a.String(), func(ctx context.Context) (func(), error) { return nil, w.cease(ctx, a.Log) })
+	case Purge:
+		if err := w.purge(a); err != nil {
+			w.log.Error("cannot remove logfiles", keyErr, err)
+		}
+	case Restart:
+		if err := w.restartSync(); err != nil {
+			w.log.Error("cannot restart the sync", keyErr, err)
+		}
 	case Refetch:
 		w.begin(a.String(), func(ctx context.Context) (func(), error) {
 			return func() { w.refetches.add(a.Log, a.At) }, w.refetch(ctx, a)
@@ -64,7 +74,7 @@ func (w *worker) act(a Action) {
 // attach opens disk and engine at the position of the replay link. The chain is
 // opened anew: an administrator may have changed logfiles while detached.
 func (w *worker) attach(ctx context.Context) (func(), error) {
-	s := w.n.tree.Snapshot()
+	s := w.tree()
 	in := readIntent(s, w.r, w.n.cfg.Node)
 	disk, err := device.OpenDisk(w.n.cfg.FS, in.disk)
 	if err != nil {
@@ -84,7 +94,8 @@ func (w *worker) attach(ctx context.Context) (func(), error) {
 		MaxRecord: maxRecord, ZeroesAsWrites: w.n.cfg.LogFormat == LogKernel,
 		Resource: string(w.r), Host: w.n.cfg.Node, Disk: disk, Chain: chain, Size: in.size,
 		Journal: &journal{w}, Now: func() time.Time { return w.n.tree.Clock().Now().Time() }, Log: w.log,
-		Durability: w.n.cfg.Durability, SyncInterval: w.n.cfg.SyncInterval, WritebackAge: w.n.cfg.WritebackAge,
+		DirectPatience: w.n.directPatience(),
+		Durability:     w.n.cfg.Durability, SyncInterval: w.n.cfg.SyncInterval, WritebackAge: w.n.cfg.WritebackAge,
 		Events: w.event,
 	}, from, in.pos.Min+in.pos.Len)
 	if err != nil {
@@ -284,6 +295,10 @@ func (w *worker) lead(next logfile.Name) error {
 			return err
 		}
 	}
+	// Of a hole that was announced and never came about, nothing may be left behind next.
+	if err := w.forgetLogs(next); err != nil {
+		return err
+	}
 	if err := eng.StartLogging(next); err != nil {
 		return err
 	}
@@ -398,7 +413,7 @@ func (w *worker) publishVersion(log logfile.Name, pos int64) error {
 // before is the number of the log that log follows: what our link of it says, else
 // one less.
 func (w *worker) before(log logfile.Name) int {
-	v, _ := w.n.tree.Get(w.r.VersionPath(log.Seq, w.n.cfg.Node))
+	v := w.get(w.r.VersionPath(log.Seq, w.n.cfg.Node))
 	if l, err := symlinktree.ParseVersion(v); err == nil && nameOf(l) == log {
 		if prev, ok := l.Predecessor(); ok && prev.Seq < log.Seq {
 			return prev.Seq
@@ -412,7 +427,7 @@ func (w *worker) publishAfter(before int, log logfile.Name, pos int64) error {
 	prev := ""
 	if before > 0 {
 		path := w.r.VersionPath(before, w.n.cfg.Node)
-		prev, _ = w.n.tree.Get(path)
+		prev = w.get(path)
 		if before, err := symlinktree.ParseVersion(prev); err == nil {
 			chain, _ := w.shared.get()
 			size, err := chain.Durable(nameOf(before))
@@ -420,7 +435,7 @@ func (w *worker) publishAfter(before int, log logfile.Name, pos int64) error {
 				if err := w.publishVersion(nameOf(before), size); err != nil {
 					return err
 				}
-				prev, _ = w.n.tree.Get(path)
+				prev = w.get(path)
 			}
 		}
 	}

@@ -103,4 +103,5 @@ const (
 	msgResize       = "err-resize"
 	msgTransition   = "err-transition"
 	msgInconsistent = "err-primary-inconsistent"
+	msgBroken       = "err-broken-link"
 )

@@ -90,7 +90,7 @@ func gossipPreset(host string) transport.Preset {
 }
 
 func (n *Node) gossipPeers() []string {
-	s := n.tree.Snapshot()
+	s := n.links()
 	var out []string
 	for _, h := range symlinktree.Hosts(s) {
 		v, ok := s.Get(symlinktree.IPPath(h))

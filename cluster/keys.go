@@ -9,6 +9,7 @@ const (
 	keyPath     = "path"
 	keyAddr     = "addr"
 	keyErr      = "err"
+	keyValue    = "value"
 	keyLog      = "logfile"
 	keyPos      = "pos"
 	keyAction   = "action"

@@ -37,6 +37,11 @@ type Node struct {
 	// rotateSize can be reloaded; the rest of cfg stays as it was at the start.
 	rotateSize atomic.Int64
 	ready      chan struct{} // closed when the node serves
+	space      space
+	slots      syncSlots
+
+	sieve      sieve  // links of the cluster
+	saidBroken string // what of them was reported as broken; of dispatch
 
 	mu      sync.Mutex
 	workers map[symlinktree.Resource]*worker
@@ -58,6 +63,7 @@ func NewNode(cfg Config) (*Node, error) {
 		workers: make(map[symlinktree.Resource]*worker),
 		peers:   make(map[string]*peer),
 	}
+	n.sieve.log = n.log
 	n.rotateSize.Store(cfg.LogRotateSize)
 	return n, nil
 }
@@ -100,6 +106,7 @@ func (n *Node) Run(ctx context.Context) error {
 	// wrong address has changed nothing so far.
 	n.server = transport.NewServer(n.id, &handler{n}, n.transportConfig())
 	n.unsay()
+	n.lookAtSpace()
 	n.publishNode() // alive=1 before the first sign of life: marsadm wants both
 	n.beat()
 	n.spawn(func() { n.watch(ctx) })
@@ -109,6 +116,7 @@ func (n *Node) Run(ctx context.Context) error {
 		}
 	})
 	n.spawn(func() { n.heartbeats(ctx) })
+	n.spawn(func() { n.watchSpace(ctx) })
 	n.spawn(func() { n.runGossip(ctx) })
 	n.spawn(func() { n.dispatch(ctx) })
 	close(n.ready)
@@ -276,6 +284,8 @@ func (n *Node) dispatch(ctx context.Context) {
 	wake, stop := n.tree.Subscribe()
 	defer stop()
 	defer n.stopPeers()
+	n.unsayBroken()
+	n.sayBroken()
 	n.refreshPeers(ctx)
 	n.refreshWorkers(nil)
 	seq := n.tree.Seq()
@@ -288,6 +298,7 @@ func (n *Node) dispatch(ctx context.Context) {
 		case <-wake:
 		case <-tick.C:
 		}
+		n.sayBroken()
 		list, next, ok := n.tree.Since(seq)
 		seq = next
 		if !ok {
@@ -310,6 +321,8 @@ func (n *Node) dispatchChanges(ctx context.Context, list []symlinktree.Entry) {
 				n.touchTrigger(r)
 			}
 			touched[symlinktree.Resource(strings.TrimPrefix(dir, "resource-"))] = true
+		case dir == "defaults-"+n.cfg.Node:
+			n.kickAll() // the limit of syncs, or their order
 		case dir == "ips" || e.Path == symlinktree.UUIDPath:
 			n.refreshPeers(ctx)
 		case strings.HasPrefix(dir, "actual-") && rest == "time":
@@ -338,6 +351,7 @@ func (n *Node) refreshWorkers(touched map[symlinktree.Resource]bool) {
 			}
 			w = newWorker(n, r)
 			n.workers[r] = w
+			w.inheritSpace()
 			go w.run()
 		}
 		w.kick()

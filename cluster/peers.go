@@ -37,7 +37,7 @@ func (n *Node) peer(name string) *peer {
 
 // refreshPeers follows the ips links: every other node is a peer.
 func (n *Node) refreshPeers(ctx context.Context) {
-	s := n.tree.Snapshot()
+	s := n.links()
 	want := make(map[string]string)
 	for _, h := range symlinktree.Hosts(s) {
 		if addr, ok := s.Get(symlinktree.IPPath(h)); ok && h != n.cfg.Node {

@@ -18,14 +18,15 @@ type handler struct{ n *Node }
 var _ transport.Handler = (*handler)(nil)
 
 func (n *Node) hello() transport.Hello {
-	uuid, _ := n.tree.Get(symlinktree.UUIDPath)
-	addr, _ := n.tree.Get(symlinktree.IPPath(n.cfg.Node))
+	s := n.links()
+	uuid, _ := s.Get(symlinktree.UUIDPath)
+	addr, _ := s.Get(symlinktree.IPPath(n.cfg.Node))
 	return transport.Hello{Node: n.cfg.Node, UUID: uuid, Addr: addr, Epoch: n.tree.Epoch(), Seq: n.tree.Seq(), Version: Version}
 }
 
 // sameCluster refuses to mix two trees.
 func (n *Node) sameCluster(h transport.Hello) error {
-	mine, _ := n.tree.Get(symlinktree.UUIDPath)
+	mine, _ := n.links().Get(symlinktree.UUIDPath)
 	if mine == h.UUID || mine == symlinktree.AnyUUID || h.UUID == symlinktree.AnyUUID || n.merging(h.Node) || n.merged(h.UUID) {
 		return nil
 	}
@@ -187,6 +188,9 @@ func (n *Node) stillNeeded(e transport.TreeEntry) bool {
 		return false
 	}
 	v, _ := n.tree.Get(r.ReplayPath(n.cfg.Node))
+	if w := n.worker(r); w != nil {
+		v = w.get(r.ReplayPath(n.cfg.Node)) // also if somebody has broken it
+	}
 	pos, err := symlinktree.ParseReplay(v)
 	if err != nil {
 		return false

@@ -25,9 +25,11 @@ type syncJob struct {
 func (w *worker) startSync(a Sync) {
 	p := w.n.peer(a.Peer)
 	eng := w.engine()
-	if p == nil || eng == nil || w.syncRetry.reason() != "" {
+	limit, _ := w.n.syncLimit()
+	if p == nil || eng == nil || w.syncRetry.reason() != "" || !w.n.slots.take(w.r, limit) {
 		return
 	}
+	w.syncHeld.Store(false)
 	ctx, cancel := context.WithCancel(w.ctx)
 	job := &syncJob{peer: a.Peer, cancel: cancel, done: make(chan struct{})}
 	w.syncing = job
@@ -44,20 +46,31 @@ func (w *worker) stopSync() {
 		w.syncing.cancel()
 		<-w.syncing.done
 		w.syncing = nil
+		w.giveSlot()
 	}
 }
 
 func (w *worker) synced(job *syncJob, err error) {
-	if w.syncing == job {
-		w.syncing = nil
+	if w.syncing != job {
+		return // stopped meanwhile
 	}
+	w.syncing = nil
 	switch {
 	case err == nil:
 		w.syncRetry.ok()
 	case errors.Is(err, context.Canceled):
 	default:
 		w.log.Warn("full sync interrupted", keyPeer, job.peer, keyErr, err)
-		w.syncRetry.fail(err.Error(), w.kick)
+		w.syncHeld.Store(true)
+		w.syncRetry.fail(err.Error(), func() { w.syncHeld.Store(false); w.kick() })
+	}
+	w.giveSlot()
+}
+
+// giveSlot lets the next sync of this node run.
+func (w *worker) giveSlot() {
+	if w.n.slots.give(w.r) {
+		w.n.kickAll()
 	}
 }
 
@@ -76,7 +89,7 @@ func (w *worker) runSync(ctx context.Context, job *syncJob, p *peer, restart boo
 	if err != nil {
 		return err
 	}
-	in := readIntent(t.Snapshot(), w.r, node)
+	in := readIntent(w.tree(), w.r, node)
 	eng := w.engine()
 	src := &syncSource{peer: p.client, resource: string(w.r)}
 	job.pos.Store(in.synced)
@@ -217,7 +230,7 @@ func (s *logSource) Wait(ctx context.Context, beyond int64) (int64, bool, error)
 
 // published is the length that this node's version link vouches for.
 func (s *logSource) published() int64 {
-	v, _ := s.w.n.tree.Get(s.w.r.VersionPath(s.name.Seq, s.name.Host))
+	v := s.w.get(s.w.r.VersionPath(s.name.Seq, s.name.Host))
 	if l, err := symlinktree.ParseVersion(v); err == nil && nameOf(l) == s.name {
 		return l.Pos
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,11 +31,18 @@ type worker struct {
 	ready chan completion // the transition under way has ended
 	post  chan func()     // what background jobs want done in the run goroutine
 
+	sieve  sieve  // what decisions are made of
 	shared shared // what peers and background jobs look at
 
 	// recoveredOwn is recovered for other goroutines: own logs are served to their
 	// end; before, only as far as they were published.
 	recoveredOwn atomic.Bool
+
+	// Of the node's watch on the space of its logs; see lookAtSpace.
+	emergency, near atomic.Bool
+	jammed          atomic.Int64 // in emergency mode at least until then, in Unix nanoseconds
+
+	syncHeld atomic.Bool // a sync has failed and waits before it tries again
 
 	disk      *device.Disk
 	export    *device.Export
@@ -99,6 +107,13 @@ func newWorker(n *Node, r symlinktree.Resource) *worker {
 		syncRetry: backoff{min: n.cfg.RetryMin, max: n.cfg.RetryMax},
 
 		resizeRetry: backoff{min: n.cfg.RetryMin, max: n.cfg.RetryMax},
+	}
+	w.sieve.log = w.log
+	// What was said before a restart, or by a kernel MARS, is to be taken back.
+	for _, e := range n.tree.List(r.ActualDir(n.cfg.Node)) {
+		if key, ok := strings.CutPrefix(filepath.Base(e.Path), "msg-"); ok && e.Value != symlinktree.MessageOK {
+			w.messages[key] = e.Value
+		}
 	}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	return w
@@ -197,10 +212,14 @@ func (w *worker) round() {
 		w.log.Error("cannot open the logfiles", keyPath, w.dir(), keyErr, err)
 		return
 	}
-	s := w.n.tree.Snapshot()
+	s := w.tree()
 	f := w.facts(s)
 	actions := decide(s, w.r, f)
 	said := make(map[string]string)
+	w.mend(s)
+	if text := w.sieve.complaint(); text != "" {
+		said[msgBroken] = text
+	}
 	for _, a := range actions {
 		if m, ok := a.(Say); ok {
 			said[m.Key] = m.Text
@@ -244,6 +263,7 @@ func (w *worker) facts(s *symlinktree.Snapshot) Facts {
 			delete(w.avoid, p)
 		}
 	}
+	f.Space, f.SyncTurn = w.spaceFacts(), w.syncTurn(s, f.Alive)
 	chain, eng := w.shared.get()
 	w.logFacts(&f, chain)
 	if w.fetch != nil {
@@ -263,11 +283,14 @@ func (w *worker) facts(s *symlinktree.Snapshot) Facts {
 		f.Ingested = 0
 	}
 	f.LogSize, f.LogFailed = st.LogEnd, st.Mode == device.Error
+	f.LogFull, f.Direct = st.LogFull, st.Mode == device.Direct
 	switch st.Mode {
 	case device.Replaying:
 		f.Mode = ModeReplaying
-	case device.Logging, device.Error:
+	case device.Logging, device.Error, device.Direct:
 		f.Mode = ModeLogging
+	case device.Ceasing:
+		f.Mode, f.LogFailed, f.LogFull = ModeLogging, true, true
 	case device.Closed:
 		f.Mode = ModeDetached
 	default:

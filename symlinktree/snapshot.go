@@ -297,6 +297,29 @@ func (s *Snapshot) DirDigests() map[string][16]byte {
 	return out
 }
 
+// Same reports whether the links directly in dir are those of other, without
+// looking at them: false says only that something may have changed.
+func (s *Snapshot) Same(other *Snapshot, dir string) bool {
+	a, b := s.top.find(dir), other.top.find(dir)
+	if a == b {
+		return true
+	}
+	return a != nil && b != nil && len(a.links) == len(b.links) && (len(a.links) == 0 || &a.links[0] == &b.links[0])
+}
+
+// With returns a snapshot in which the links of put have these values, and those
+// of hide are unknown. The tree is not changed.
+func (s *Snapshot) With(put []Entry, hide []string) *Snapshot {
+	list := make([]change, 0, len(put)+len(hide))
+	for _, e := range put {
+		list = append(list, change{Entry: e})
+	}
+	for _, path := range hide {
+		list = append(list, change{Entry: Entry{Path: path}, forget: true})
+	}
+	return &Snapshot{top: s.top.apply(list)}
+}
+
 // AllDirs returns every known directory, parents first.
 func (s *Snapshot) AllDirs() []string {
 	var out []string

@@ -201,3 +201,36 @@ func TestSubscribe(t *testing.T) {
 	default:
 	}
 }
+
+// With makes another view and changes neither the snapshot nor the tree; Same sees
+// which directories differ.
+func TestSnapshotWith(t *testing.T) {
+	tr := open(t, t.TempDir(), Options{Node: "a"})
+	for path, v := range map[string]string{"resource-r/size": "x", "resource-r/primary": "a", "resource-r/todo-a/attach": "1"} {
+		if err := tr.Set(path, v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := tr.Snapshot()
+	after := before.With([]Entry{{Path: "resource-r/size", Value: "4096", Stamp: 1}}, []string{"resource-r/primary", "resource-r/absent"})
+	if v, _ := after.Get("resource-r/size"); v != "4096" {
+		t.Errorf("size is %q", v)
+	}
+	if _, ok := after.Entry("resource-r/primary"); ok {
+		t.Error("primary is not hidden")
+	}
+	for _, s := range []*Snapshot{before, tr.Snapshot()} {
+		if v, _ := s.Get("resource-r/size"); v != "x" {
+			t.Errorf("With has changed the size to %q", v)
+		}
+	}
+	if !after.Same(before, "resource-r/todo-a") || after.Same(before, "resource-r") || !before.Same(before, "resource-r") || !before.Same(after, "nowhere") {
+		t.Error("Same is wrong")
+	}
+	if err := tr.Set("resource-r/todo-a/attach", "0"); err != nil {
+		t.Fatal(err)
+	}
+	if now := tr.Snapshot(); now.Same(before, "resource-r/todo-a") || !now.Same(before, "resource-r") {
+		t.Error("Same does not see what has changed")
+	}
+}
