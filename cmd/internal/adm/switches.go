@@ -193,7 +193,7 @@ func (j *job) awaitAttached(ctx context.Context) error {
 		return err
 	}
 	err := j.awaitLinks(ctx, "the disk is attached", linkIs{path: j.r.ActualPath(j.host, "is-attached"), want: "1"})
-	return j.explain(err, "err-attach", "err-disk")
+	return j.explain(err, "err-attach", "err-transition", "err-disk")
 }
 
 func (j *job) awaitDetached(ctx context.Context) error {
