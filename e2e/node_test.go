@@ -391,11 +391,13 @@ func highestVersion(n *Node, host string) string {
 }
 
 // Client connects our own client to the device.
-func (n *Node) Client() *nbdclient.Client {
+func (n *Node) Client() *nbdclient.Client { n.t.Helper(); return n.dial("r0") }
+
+func (n *Node) dial(res string) *nbdclient.Client {
 	n.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	c, err := nbdclient.Dial(ctx, nbdclient.Options{Network: "unix", Address: n.Socket("r0"), Export: "r0"})
+	c, err := nbdclient.Dial(ctx, nbdclient.Options{Network: "unix", Address: n.Socket(res), Export: res})
 	if err != nil {
 		n.t.Fatal(err)
 	}
