@@ -32,21 +32,27 @@ type Config struct {
 	Durability device.Durability
 	// LogFormat is LogNative, or LogKernel for logs that a kernel MARS can replay.
 	LogFormat     string
-	LogRotateSize int64 // bytes at which a primary starts its next log, 0 = only on demand
+	Reserves      Reserves // of the file system of Root; below them the ladder of emergency mode begins
+	Emergency     bool     // a primary without space for its log goes on without; else its clients get errors
+	LogRotateSize int64    // bytes at which a primary starts its next log, 0 = only on demand
 
 	Gossip bool // membership and hints by gossip; everything works, slower, without
 
 	// Intervals. Each can be set down to milliseconds.
-	Heartbeat    time.Duration // age at which actual-NODE/time is renewed
-	AliveWindow  time.Duration // a peer without news for longer counts as silent
-	Publish      time.Duration // progress links change at most this often
-	Scan         time.Duration // a resource is looked at this often without a cue
-	AntiEntropy  time.Duration // digests are compared this often although nothing seems missing
-	RetryMin     time.Duration // reconnect: first pause; doubles, with jitter ...
-	RetryMax     time.Duration // ... up to this
-	FirstContact time.Duration // a node that starts waits at most so long for members before it becomes primary
-	SyncInterval time.Duration // background sync of the log: what peers may fetch lags by it
-	WritebackAge time.Duration // dirty data older than this is written to the disk
+	Heartbeat     time.Duration // age at which actual-NODE/time is renewed
+	AliveWindow   time.Duration // a peer without news for longer counts as silent
+	Publish       time.Duration // progress links change at most this often
+	Scan          time.Duration // a resource is looked at this often without a cue
+	AntiEntropy   time.Duration // digests are compared this often although nothing seems missing
+	RetryMin      time.Duration // reconnect: first pause; doubles, with jitter ...
+	RetryMax      time.Duration // ... up to this
+	FirstContact  time.Duration // a node that starts waits at most so long for members before it becomes primary
+	SyncInterval  time.Duration // background sync of the log: what peers may fetch lags by it
+	SpaceInterval time.Duration // free space is looked at this often
+	// EmergencyHold is how long emergency mode lasts at least: the file system may claim to have space that
+	// a quota does not give.
+	EmergencyHold time.Duration
+	WritebackAge  time.Duration // dirty data older than this is written to the disk
 	// DiskPatience is how long a role change waits for a disk that is slow or broken.
 	// Its log has everything; the change must not hang on it.
 	DiskPatience time.Duration
@@ -107,6 +113,10 @@ func DefaultConfig(root, node string) Config {
 		LogFormat:     LogNative,
 		LogRotateSize: 32 << 30, // the original's logrot_auto_gb
 		Gossip:        true,
+		Reserves:      DefaultReserves(),
+		Emergency:     true,
+		SpaceInterval: 100 * time.Millisecond,
+		EmergencyHold: 10 * time.Second,
 		Heartbeat:     time.Second,
 		AliveWindow:   30 * time.Second, // the original's alive_window
 		Publish:       100 * time.Millisecond,
@@ -145,10 +155,13 @@ func (c *Config) Validate() error {
 		bad("no cluster secret: name its file")
 	}
 	for name, d := range map[string]time.Duration{"heartbeat": c.Heartbeat, "alive window": c.AliveWindow, "publish": c.Publish,
-		"scan": c.Scan, "anti-entropy": c.AntiEntropy, "retry minimum": c.RetryMin, "retry maximum": c.RetryMax} {
+		"scan": c.Scan, "anti-entropy": c.AntiEntropy, "retry minimum": c.RetryMin, "retry maximum": c.RetryMax, "space": c.SpaceInterval} {
 		if d <= 0 {
 			bad("interval %s must be positive", name)
 		}
+	}
+	if err := c.Reserves.validate(); err != nil {
+		bad("%w", err)
 	}
 	if err := c.NBDTLS.validate(); err != nil {
 		bad("%w", err)

@@ -40,6 +40,9 @@ func (d *decision) run() {
 	if d.f.Holdoff != "" && d.f.Damage == nil {
 		d.say(msgTransition, "%s", d.f.Holdoff)
 	}
+	if d.in.member {
+		d.spaceMessages()
+	}
 	wanted := d.in.member && d.in.attach && !d.f.Closing
 	designated := wanted && d.in.primary == d.f.Node
 
@@ -165,8 +168,15 @@ func (d *decision) forced() bool {
 
 // serve: actual and designated primary.
 func (d *decision) serve() {
+	if d.emergency() {
+		return
+	}
+	d.purge()
 	if !d.f.Exported {
 		d.move(Export{})
+		return
+	}
+	if d.f.Direct {
 		return
 	}
 	cur := d.f.Current
@@ -176,7 +186,7 @@ func (d *decision) serve() {
 		return
 	}
 	_, asked := d.f.log(next) // marsadm log-rotate asks with an empty file
-	if asked || (d.f.RotateSize > 0 && d.f.LogSize >= d.f.RotateSize) {
+	if asked || (d.f.RotateSize > 0 && d.f.LogSize >= d.f.RotateSize) || d.makeRoom() {
 		d.move(Rotate{next})
 	}
 }
@@ -319,6 +329,7 @@ func (d *decision) catchUp() {
 
 // follow: attached and not designated.
 func (d *decision) follow() {
+	d.purge()
 	d.fetch()
 	if d.in.primary != "" && d.in.primary != symlinktree.NoHost || d.f.Syncing != "" {
 		d.sync()
@@ -361,6 +372,8 @@ func (d *decision) replay(on bool) {
 		if _, ok := d.f.log(next); ok {
 			d.move(Next{next})
 		}
+	case nextNone:
+		d.atHole()
 	case nextSplit:
 		d.split()
 	case nextBehind:
@@ -404,6 +417,13 @@ func (d *decision) fetch() {
 		return
 	}
 	want := d.fetchTarget()
+	if why := d.f.Space.crowded(d.in.primary == d.f.Node); why != "" {
+		if want != nil {
+			d.say(msgFetch, "%s does not fetch %s: %s in its file system of the logs; free space there", d.f.Node, want.Log, why)
+		}
+		d.stopFetch()
+		return
+	}
 	switch {
 	case want == nil:
 		d.stopFetch()
@@ -470,14 +490,29 @@ func (d *decision) source(log logfile.Name, have int64) string {
 // sync starts or stops the full sync.
 func (d *decision) sync() {
 	src := d.in.primary
-	need := d.in.synced < d.in.size
-	ok := need && d.in.sync && src != "" && src != symlinktree.NoHost && src != d.f.Node && d.f.Alive[src] && d.isPrimary(src)
-	switch {
-	case !ok:
+	if d.in.synced >= d.in.size {
 		d.stopSync()
-		if need && d.in.sync {
-			d.say(msgSyncStart, "full sync of %s waits for a live primary (designated: %q)", d.r, src)
+		return
+	}
+	if h, ok := d.hole(); ok && h == src {
+		// What went around its log is in no position that this replica could reach.
+		d.stopSync()
+		if d.in.synced > 0 && d.f.Syncing == "" {
+			d.do(Restart{})
 		}
+		d.atHole()
+		return
+	}
+	why := syncObstacle(d.s, d.r, d.in, d.f.Node, d.f.Alive)
+	switch {
+	case why != "":
+		d.stopSync()
+		if d.in.sync {
+			d.say(msgSyncStart, "full sync of %s waits: %s", d.r, why)
+		}
+	case d.f.SyncQueued:
+		d.stopSync()
+		d.say(msgSyncStart, "full sync of %s waits for its turn: as many run on %s as its sync-limit allows", d.r, d.f.Node)
 	case d.f.Syncing == "":
 		if d.f.Busy == "" {
 			// A sync that was begun from somebody else holds another history.

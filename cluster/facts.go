@@ -62,6 +62,8 @@ type Facts struct {
 	Ingested  int64        // end of the last record of Current that the engine has taken in
 	LogSize   int64        // bytes of the log being written (ModeLogging)
 	LogFailed bool         // ModeLogging: the own log takes no more
+	LogFull   bool         // ... for want of space
+	Direct    bool         // ModeLogging: emergency mode, nothing is logged
 	Torn      bool         // ingestion waits behind an incomplete record
 	Damaged   string       // ingestion stopped at a damaged record: the reason
 	DamagedAt int64        // -1: not a defect of the log, but of the reading
@@ -84,6 +86,9 @@ type Facts struct {
 	Closing bool            // marsd is stopping
 
 	RotateSize int64 // bytes, 0 = only on demand
+
+	Space      SpaceFacts
+	SyncQueued bool // as many other full syncs run here as the sync-limit allows
 }
 
 func (f *Facts) log(n logfile.Name) (LogFact, bool) {
@@ -114,6 +119,7 @@ type intent struct {
 	syncPosOK                     bool
 	syncSource                    string
 	giveUp                        string // position of a damage that the administrator accepts
+	maxNr                         int    // highest log number handed out
 	members                       []string
 }
 
@@ -131,6 +137,7 @@ func readIntent(s *symlinktree.Snapshot, r symlinktree.Resource, node string) in
 		syncSource: str(r.Path("syncsource-" + node)), // see syncSourcePath,
 		giveUp:     str(r.TodoPath(node, symlinktree.GiveUp)),
 		members:    symlinktree.Members(s, r),
+		maxNr:      int(symlinktree.LeadingInt(str(r.MaxNrPath()))),
 	}
 	in.member = in.disk != ""
 	if v, err := symlinktree.ParseReplay(str(r.ReplayPath(node))); err == nil {

@@ -51,7 +51,7 @@ func (w *worker) fetched(job *fetchJob, err error) {
 	if w.fetch == job {
 		w.fetch = nil
 	}
-	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, errFetchLimit) {
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, errFetchLimit) || errors.Is(err, errSpace) {
 		return
 	}
 	w.log.Warn("fetch interrupted", keyLog, job.what.Log.String(), keyPeer, job.what.Peer, keyErr, err)
@@ -71,6 +71,10 @@ func (w *worker) fetchLog(ctx context.Context, p *peer, chain *logfile.Chain, f 
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	stop := LevelFetch
+	if p, _ := w.n.tree.Get(w.r.PrimaryPath()); p == w.n.cfg.Node {
+		stop = LevelEmergency // it has to catch up before it can lead
+	}
 	syncer := newSyncer(chain, f.Log)
 	defer func() { err = errors.Join(err, syncer.close()) }()
 	return p.client.Log(ctx, string(w.r), f.Log.String(), off, func(off int64, data []byte, _ int64, _ bool) error {
@@ -79,6 +83,9 @@ func (w *worker) fetchLog(ctx context.Context, p *peer, chain *logfile.Chain, f 
 			data = data[:max(0, f.Limit-off)]
 		}
 		if len(data) > 0 || off == 0 {
+			if err := w.n.mayFetch(len(data), stop); err != nil {
+				return err
+			}
 			if err := chain.AppendRaw(f.Log, off, data); err != nil {
 				return fmt.Errorf("append to %s at %d: %w", f.Log, off, err)
 			}

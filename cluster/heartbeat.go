@@ -56,12 +56,4 @@ func (n *Node) publishNode() {
 	put("used-net-digest", strconv.Itoa(digestCRC32C))
 	put("used-log-compression", "0")
 	put("used-net-compression", "0")
-	put("emergency", "0")
-	free, total, err := n.cfg.FS.FreeSpace(n.cfg.Root)
-	if err != nil {
-		n.log.Error("cannot read free space", keyRoot, n.cfg.Root, keyErr, err)
-		return
-	}
-	put("rest-space", strconv.FormatInt(free>>30, 10))
-	put("total-space", strconv.FormatInt(total>>30, 10))
 }

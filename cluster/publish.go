@@ -35,8 +35,8 @@ func (w *worker) publish(s *symlinktree.Snapshot, f Facts, said map[string]strin
 	flag("is-replaying", f.Mode == ModeReplaying)
 	flag("is-copying", w.fetch != nil)
 	flag("is-syncing", w.syncing != nil)
-	flag("has-emergency", false)
-	flag("is-emergency", false)
+	flag("has-emergency", f.Space.Emergency)
+	flag("is-emergency", st.Mode == device.Direct || st.Mode == device.Ceasing)
 	open, flying := 0, 0
 	if exported {
 		open, flying = w.export.OpenCount(), w.export.InFlight()
@@ -59,7 +59,7 @@ func (w *worker) publish(s *symlinktree.Snapshot, f Facts, said map[string]strin
 // publishVersions renews the version link of the log that this node is in. A
 // transition publishes its own, in its own order.
 func (w *worker) publishVersions(f Facts, st device.Status) {
-	if w.busy != "" || f.Mode == ModeDetached || st.Current.IsZero() {
+	if w.busy != "" || f.Mode == ModeDetached || st.Current.IsZero() || st.Mode == device.Direct || st.Mode == device.Ceasing {
 		return
 	}
 	cur := st.Current

@@ -263,7 +263,7 @@ func (w *worker) facts(s *symlinktree.Snapshot) Facts {
 			delete(w.avoid, p)
 		}
 	}
-	f.Space, f.SyncTurn = w.spaceFacts(), w.syncTurn(s, f.Alive)
+	f.Space, f.SyncQueued = w.spaceFacts(), !w.syncTurn(s, f.Alive)
 	chain, eng := w.shared.get()
 	w.logFacts(&f, chain)
 	if w.fetch != nil {

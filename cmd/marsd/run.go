@@ -26,6 +26,7 @@ type options struct {
 	cfg        cluster.Config
 	durability string
 	rotate     string
+	reserves   string
 	config     string
 	logLevel   string
 }
@@ -66,6 +67,9 @@ func (o *options) flags(f *pflag.FlagSet) {
 	f.StringVar(&c.NBDTLS.CA, "nbd-tls-ca", "", "authority in PEM form that vouches for the clients of the port")
 	f.StringVar(&o.durability, "durability", device.DurabilityFlush.String(), "when a write is acknowledged: flush, always or none")
 	f.StringVar(&o.rotate, "log-rotate-size", strconv.FormatInt(c.LogRotateSize, 10), "bytes after which a primary starts its next logfile; 0 = only on demand; K, M, G are understood")
+	f.StringVar(&o.reserves, "space-reserve", c.Reserves.String(), "what shall stay free in the file system of --root for the levels warn, purge, fetch and emergency: 4 amounts, each BYTES (K, M, G, T), PERCENT% or BYTES:PERCENT% (the smaller)")
+	f.BoolVar(&c.Emergency, "emergency", c.Emergency, "a primary without space for its log goes on without one; else its clients get errors")
+	f.DurationVar(&c.EmergencyHold, "emergency-hold", c.EmergencyHold, "how long that lasts at least")
 	f.StringVar(&c.LogFormat, "log-format", c.LogFormat, "native, or kernel: logs that a kernel MARS can replay (larger with TRIM; whole sectors only)")
 	f.BoolVar(&c.Gossip, "gossip", c.Gossip, "spread news by gossip; everything works, slower, without")
 	f.DurationVar(&c.Heartbeat, "heartbeat", c.Heartbeat, "how often this node says that it is alive")
@@ -118,6 +122,9 @@ func (o *options) apply() (err error) {
 	}
 	if o.cfg.LogRotateSize, err = parseSize(o.rotate); err != nil {
 		return fmt.Errorf("--log-rotate-size: %w", err)
+	}
+	if o.cfg.Reserves, err = cluster.ParseReserves(o.reserves); err != nil {
+		return fmt.Errorf("--space-reserve: %w", err)
 	}
 	return nil
 }
