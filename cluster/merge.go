@@ -18,7 +18,7 @@ import (
 // (they were down during the merge) belong here.
 const (
 	requestMerge = "merge" // PEER: let its cluster in
-	requestProbe = "probe" // "PEER ADDR": write down in probe-H what that node knows
+	requestProbe = "probe" // "PEER ADDR TOKEN": write down in probe-H what that node knows
 )
 
 // mergedUUIDPath is the link that admits nodes of a cluster that has been merged
@@ -53,18 +53,30 @@ func (n *Node) helloTo(peer, uuid string) transport.Hello {
 }
 
 // probe writes what a node of another cluster knows into probe-H, for marsadm to
-// look at: uuid, ip-HOST, resource-RES; and got-PEER or error-PEER at the end.
+// look at: uuid, ip-HOST, resource-RES; and got-PEER -> TOKEN or error-PEER at the end.
 func (n *Node) probe(ctx context.Context, request string) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	peer, addr, _ := strings.Cut(request, " ")
-	put := func(name, value string) { n.put(symlinktree.ProbePath(n.cfg.Node, name), value) }
+	words := append(strings.Fields(request), "", "", "")
+	peer, addr, token := words[0], words[1], words[2]
+	for _, e := range n.tree.List("probe-" + n.cfg.Node) {
+		if err := n.tree.Unlink(e.Path); err != nil {
+			n.log.Warn("cannot remove what an older probe has left", keyPath, e.Path, keyErr, err)
+		}
+	}
+	put := func(name, value string) {
+		// Also when the value is as before: marsadm has removed the old links itself,
+		// and that may not have been noticed here yet.
+		if err := n.tree.Touch(symlinktree.ProbePath(n.cfg.Node, name), value); err != nil {
+			n.log.Error("cannot write link", keyPath, name, keyErr, err)
+		}
+	}
 	if err := n.probeInto(ctx, peer, addr, put); err != nil {
 		n.log.Warn("cannot look at another cluster", keyPeer, peer, keyAddr, addr, keyErr, err)
 		put("error-"+peer, strings.ReplaceAll(err.Error(), "\n", "; "))
 		return
 	}
-	put("got-"+peer, "1")
+	put("got-"+peer, token)
 }
 
 func (n *Node) probeInto(ctx context.Context, peer, addr string, put func(name, value string)) error {

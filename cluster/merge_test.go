@@ -22,8 +22,8 @@ func TestMergeByLinks(t *testing.T) {
 	c.stop()
 	b.start()
 
-	a.put("local-a/probe", "b "+b.cfg.Bind)
-	a.awaitLink("probe-a/got-b", "1")
+	a.put("local-a/probe", "b "+b.cfg.Bind+" token7")
+	a.awaitLink("probe-a/got-b", "token7")
 	for path, want := range map[string]string{"probe-a/uuid": second, "probe-a/ip-b": b.cfg.Bind, "probe-a/resource-rb": "4096", "local-a/probe": ""} {
 		if v := a.get(path); v != want {
 			t.Errorf("%s is %q, want %q", path, v, want)
@@ -50,7 +50,7 @@ func TestMergeByLinks(t *testing.T) {
 func TestProbeFails(t *testing.T) {
 	a := newTestNodes(t, "a")["a"]
 	a.start()
-	for request, want := range map[string]string{"z 127.0.0.1:1": "refused", "z nonsense": "address of z"} {
+	for request, want := range map[string]string{"z 127.0.0.1:1 t": "refused", "z nonsense t": "address of z"} {
 		a.edit(func(tr *symlinktree.Tree) error { return tr.Unlink("probe-a/error-z") })
 		a.put("local-a/probe", request)
 		a.await("error of "+request, func() bool { return strings.Contains(a.get("probe-a/error-z"), want) })

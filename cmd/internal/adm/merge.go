@@ -147,12 +147,15 @@ func (s *session) probe(ctx context.Context, peer, addr string) (foreign, error)
 			return foreign{}, err
 		}
 	}
-	if err := s.tree.Touch(symlinktree.LocalPath(s.node, "probe"), peer+" "+addr); err != nil {
+	// The answer repeats the token: it is not that to an older question.
+	token := s.tree.Clock().Now().String()
+	if err := s.tree.Touch(symlinktree.LocalPath(s.node, "probe"), strings.Join([]string{peer, addr, token}, " ")); err != nil {
 		return foreign{}, err
 	}
 	where := s.command + " " + peer + " on " + s.node
 	err := s.await(ctx, where, peer+" has told what its cluster has", []string{dir}, func(t *symlinktree.Snapshot) (bool, string) {
-		return has(t, got) || has(t, failed), "marsd has no answer yet"
+		v, _ := t.Get(got)
+		return v == token || has(t, failed), "marsd has no answer yet"
 	})
 	if err != nil {
 		return foreign{}, err
@@ -160,7 +163,11 @@ func (s *session) probe(ctx context.Context, peer, addr string) (foreign, error)
 	if why, ok := s.tree.Get(failed); ok {
 		return foreign{}, refuse("address, firewall, and the secret, which must be the same in both clusters", "%s at %s cannot be asked: %s", peer, addr, why)
 	}
-	return readProbe(s.tree.Snapshot(), s.node), nil
+	f := readProbe(s.tree.Snapshot(), s.node)
+	if f.uuid == "" || f.uuid == symlinktree.AnyUUID {
+		return f, refuse("wait until it has joined one", "%s at %s belongs to no cluster itself", peer, addr)
+	}
+	return f, nil
 }
 
 // mergeRequest is the link that lets marsd talk to a node of another cluster.
@@ -208,6 +215,9 @@ func (s *session) awaitMerge(ctx context.Context, peer, addr string, f foreign) 
 		if err != nil {
 			return err
 		}
+		if _, err := s.tree.Rescan("", "ips"); err != nil {
+			return err
+		}
 		mine, _ := s.tree.Get(symlinktree.UUIDPath)
 		missing := ""
 		for _, h := range symlinktree.Hosts(s.tree) {
@@ -220,6 +230,9 @@ func (s *session) awaitMerge(ctx context.Context, peer, addr string, f foreign) 
 			return nil
 		}
 		if err := pause(ctx, 5*s.env.Poll); err != nil {
+			if !errors.Is(err, errDeadline) {
+				return err
+			}
 			return &timeoutError{where: where, what: peer + " knows this cluster", last: "it does not know " + orMissing(missing), after: s.opt.timeout}
 		}
 	}

@@ -101,6 +101,7 @@ func TestSystemdUnit(t *testing.T) {
 // The whole stack moves: services leave the device there, the role comes, services
 // start here.
 func TestSystemdHandover(t *testing.T) {
+	t.Parallel()
 	r := systemdRig(t, "hostb")
 	r.put("resource-r0/systemd-start-unit -> app-r0.service\nresource-r0/systemd-stop-unit -> app-r0.service\nresource-r0/systemd-want -> hosta\nresource-r0/actual-hosta/open-count -> 1")
 	r.startDaemon(`resource-r0/systemd-want=hostb => resource-r0/actual-hosta/open-count=0
@@ -119,6 +120,7 @@ resource-r0/userspace/systemd-status-start-hostb=0 => resource-r0/actual-hostb/o
 
 // Services that do not stop keep the role where it is, and are wanted there again.
 func TestSystemdHandoverFails(t *testing.T) {
+	t.Parallel()
 	r := systemdRig(t, "hostb")
 	r.put("resource-r0/systemd-start-unit -> app-r0.service\nresource-r0/systemd-want -> hosta\nresource-r0/actual-hosta/open-count -> 1")
 	r.startDaemon("")
@@ -134,6 +136,7 @@ func TestSystemdHandoverFails(t *testing.T) {
 // secondary, detach and down stop the services first; a service that fails to stop
 // is an error with its output, and the role stays.
 func TestSystemdStops(t *testing.T) {
+	t.Parallel()
 	for _, command := range []string{"secondary", "detach", "down"} {
 		r := systemdRig(t, "hosta")
 		r.put("resource-r0/systemd-start-unit -> app-r0.service\nresource-r0/systemd-want -> hosta\nresource-r0/actual-hosta/open-count -> 1")
