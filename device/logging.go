@@ -213,10 +213,16 @@ func (e *Engine) stopWriting() error {
 	return nil
 }
 
-// closeLog takes the writer away and closes it.
+// closeLog takes the writer away and closes it. Its log is durable, or has failed, before anybody
+// finds no writer: FLUSH takes that for done.
 func (e *Engine) closeLog(refuse error) {
 	e.logMu.Lock()
 	w := e.writer
+	if w != nil && e.failed.Load() == nil && !e.cfg.knobs.lateClose {
+		if _, err := w.Sync(); err != nil {
+			e.failLog(w, err)
+		}
+	}
 	e.writer, e.refuse = nil, refuse
 	e.logMu.Unlock()
 	if w == nil {

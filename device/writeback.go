@@ -405,6 +405,7 @@ type knobs struct {
 	checkpointFirst bool // the position moves before the data is on the disk
 	skipFlush       bool // the position moves before the disk is flushed
 	skipAdmit       bool // writers run into the limit of the index
+	lateClose       bool // the log is taken away before it is durable
 	skipGuard       bool // full sync does not care whether replay overtook it
 	directUndrained bool // requests go around the log before the log is on the disk
 	directUnsaid    bool // ... before the hole is announced
