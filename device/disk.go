@@ -38,7 +38,8 @@ type Disk struct {
 	block bool
 	size  atomic.Int64
 
-	noHole, noZero, noWait, noRange atomic.Bool // the kernel said that it cannot
+	noHole, noZero, noWait atomic.Bool // the kernel said that it cannot
+	noRange                bool        // the same of sync_file_range, at the start
 
 	// flushMu is held for reading by those to whom the kernel may report a lost write
 	// in passing, so that no flush succeeds before that is counted.
@@ -88,6 +89,9 @@ func OpenDisk(fsys vfs.FS, path string) (*Disk, error) {
 			}
 			return nil, fmt.Errorf("lock disk %s: %w", path, err)
 		}
+		// Asked now, while nothing is at stake: later the same error could be that of a lost write.
+		err := unix.SyncFileRange(d.fd, 0, 1, unix.SYNC_FILE_RANGE_WRITE)
+		d.noRange = err != nil && !errors.Is(err, unix.EINTR)
 	}
 	if err := d.refresh(); err != nil {
 		f.Close()
@@ -242,7 +246,7 @@ func (d *Disk) WaitWriteOut(off, length int64) error {
 }
 
 func (d *Disk) fileRange(off, length int64, flags int) error {
-	if d.fd < 0 || d.noRange.Load() {
+	if d.fd < 0 || d.noRange {
 		return nil
 	}
 	d.flushMu.RLock()
@@ -254,9 +258,6 @@ func (d *Disk) fileRange(off, length int64, flags int) error {
 			return nil
 		case errors.Is(err, unix.EINTR):
 			continue
-		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ESPIPE):
-			d.noRange.Store(true)
-			return nil
 		}
 		d.failed.Add(1)
 		return fmt.Errorf("write disk %s at %d, length %d: %w", d.path, off, length, err)

@@ -36,8 +36,9 @@ func (e *Engine) Extents(dst []nbd.Extent, off, end int64, limit int) ([]nbd.Ext
 	return dst, nil
 }
 
-// FastZeroes is true when zeroes are one record, whatever their length.
-func (e *Engine) FastZeroes() bool { return !e.cfg.ZeroesAsWrites }
+// FastZeroes is true while zeroes are one record, whatever their length. In emergency mode it is up to the disk
+// how long they take.
+func (e *Engine) FastZeroes() bool { return !e.cfg.ZeroesAsWrites && !e.direct.on.Load() }
 
 // maxPrefetch bounds what one Prefetch starts to read, in bytes: a client may name a range larger
 // than the memory.

@@ -130,7 +130,7 @@ func (l limits) check(r request) *refusal {
 		return &refusal{errno, fmt.Sprintf("%s of %d bytes at %d reaches beyond the end of the device at %d", nbdproto.CommandName(r.cmd), r.length, r.off, l.size)}
 	}
 	if r.flags&nbdproto.CmdFlagFastZero != 0 && l.slowZeroes {
-		return &refusal{nbdproto.ENOTSUP, "WRITE_ZEROES would not be faster than writing, because zeroes are logged as writes"}
+		return &refusal{nbdproto.ENOTSUP, "WRITE_ZEROES may not be faster than writing now: zeroes are logged as writes, or go to the disk"}
 	}
 	return nil
 }
