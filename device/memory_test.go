@@ -60,7 +60,7 @@ func resident(tb testing.TB) int64 {
 // TestMemoryBound fills the index with 4 KiB extents while the disk takes nothing: by default half a
 // million (2 GiB of dirty data), with MARS_SOAK 26 million (100 GiB). The file system below keeps no content,
 // so only the engine's own memory counts. At the limit writers wait, none fails, and all goes on when the disk does.
-// Writers are held to the pace of the disk from half of the limit on, so that is where a disk that stands still holds them.
+// Writers are held to the pace of the disk from 40 percent of the limit on (fairFill), so that is about where a disk that stands still holds them.
 func TestMemoryBound(t *testing.T) {
 	limit := 1 << 20
 	if os.Getenv("MARS_SOAK") != "" {
