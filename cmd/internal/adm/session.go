@@ -156,10 +156,24 @@ func (s *session) context(res string) *macro.Context {
 		Tree: s.tree.Snapshot(), Node: s.node, Host: s.host, Res: res,
 		Now: s.tree.Clock().Now(), Real: real,
 		Window: s.opt.window, Stuck: s.opt.stuck, Timeout: s.opt.timeout, Threshold: s.opt.threshold,
-		Logs:        func(res string) []logfile.Info { return s.logs(symlinktree.Resource(res)) },
+		Logs:        s.logsOnce(),
 		DiskPresent: s.env.DiskPresent,
 		Mounts:      s.env.Mounts,
 		Warn:        func(line string) { s.warn("%s", line) },
+	}
+}
+
+// logsOnce lists logfiles at the first question and remembers the answer, so that
+// all numbers of one view are of one moment.
+func (s *session) logsOnce() func(res string) []logfile.Info {
+	known := make(map[string][]logfile.Info)
+	return func(res string) []logfile.Info {
+		list, ok := known[res]
+		if !ok {
+			list = s.logs(symlinktree.Resource(res))
+			known[res] = list
+		}
+		return list
 	}
 }
 

@@ -233,7 +233,7 @@ func (v *viewer) context(res string) *macro.Context {
 		if _, err := s.tree.Rescan(); err != nil {
 			s.detail("look at the tree: %v", err)
 		}
-		c.Tree, c.Now, c.Real = s.tree.Snapshot(), s.tree.Clock().Now(), s.env.Now()
+		c.Tree, c.Now, c.Real, c.Logs = s.tree.Snapshot(), s.tree.Clock().Now(), s.env.Now(), s.logsOnce()
 	}
 	c.Sleep = func(ctx context.Context, d time.Duration) error {
 		err := pause(ctx, d)

@@ -11,10 +11,10 @@ import (
 
 // Limits of one evaluation, so that no text runs for ever or fills the memory.
 const (
-	maxSteps  = 2_000_000 // calls and pieces of text
-	maxBytes  = 64 << 20  // of all strings made on the way
-	maxString = 4 << 20   // of one string
-	maxDepth  = 200       // of macros that call each other
+	maxSteps  = 500_000  // calls and pieces of text
+	maxBytes  = 64 << 20 // of all strings made on the way
+	maxString = 4 << 20  // of one string
+	maxDepth  = 200      // of macros that call each other
 )
 
 // machine evaluates one text.
