@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -243,6 +246,44 @@ func goOn(t testing.TB, w *world, c *logdamage.Case, bad logfile.Position, image
 	err := diff(n.content(), image)
 	n.e.abandon()
 	return err
+}
+
+// A forced recovery that stops half way leaves damage that can be seen as such, not a sound log with a gap
+// between it and the next one.
+func TestForcedRecoveryStopsHalfWay(t *testing.T) {
+	w := newWorld(t, 1, 64<<10, nil, func(c *EngineConfig) { c.WritebackAge = time.Hour })
+	w.primary()
+	var borders []int64
+	for i := range 3 {
+		borders = append(borders, w.e.idx.end().Offset)
+		must(t, w.e.Submit([]nbd.Op{write(int64(i)<<12, byte(i+1), 4096)}))
+	}
+	w.rotate()
+	must(t, w.e.Submit([]nbd.Op{write(0, 9, 4096)}))
+	must(t, w.flush())
+	jour := &memJournal{pos: logfile.Position{Log: name(1, "a")}}
+	cut := w.fs.KillState()
+	w.e.abandon()
+	f, err := cut.OpenFile(logDir+"/"+name(1, "a").String(), os.O_RDWR, 0)
+	must(t, err)
+	_, err = f.WriteAt([]byte("damage"), borders[1]+1000)
+	must(t, errors.Join(err, f.Datasync(), f.Close()))
+
+	n := w.at(cut, jour)
+	repair := cut.Inject(crashfs.Fault{Ops: crashfs.OpRename, Err: syscall.EIO})
+	_, _, err = n.e.RecoverKnown(context.Background(), nil, true)
+	wantErr(t, err, syscall.EIO, "set")
+	repair()
+	n.e.abandon()
+	n = n.at(cut.KillState(), jour)
+	var damage *DamageError
+	if _, _, err = n.e.RecoverKnown(context.Background(), nil, false); !errors.As(err, &damage) || damage.At.Offset != borders[1] {
+		t.Fatalf("after half of a forced recovery: %v", err)
+	}
+	end, _, err := n.e.RecoverKnown(context.Background(), nil, true)
+	if want := (logfile.Position{Log: name(1, "a"), Offset: borders[1]}); err != nil || end != want {
+		t.Fatalf("forced again: ends at %v, want %v (%v)", end, want, err)
+	}
 }
 
 func sum(list []int64) (n int64) {

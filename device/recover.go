@@ -319,6 +319,12 @@ func (r *recovery) end(pos logfile.Position, size int64, cause error, damaged bo
 		}
 	}
 	lost := r.damage(pos, cause)
+	if damaged {
+		// Before the cut: a crash in between must not leave a sound log with a gap behind it.
+		if err := r.setAside(pos.Log); err != nil {
+			return 0, false, err
+		}
+	}
 	if size > pos.Offset {
 		if err := e.chain.Truncate(pos.Log, pos.Offset); err != nil {
 			return 0, false, err
@@ -348,6 +354,9 @@ func (r *recovery) short(start logfile.Position, size int64) error {
 		}
 	}
 	r.e.log.Error("forced: the rest of the log is given up", "position", start.String(), "reason", cause)
+	if err := r.setAside(start.Log); err != nil { // first, as in end
+		return err
+	}
 	if err := r.e.chain.Restore(start.Log, start.Offset); err != nil {
 		return err
 	}
