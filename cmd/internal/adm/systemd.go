@@ -334,16 +334,3 @@ func (j *job) removeUnits(ctx context.Context) {
 		j.detail("removed units: %s", words(removed))
 	}
 }
-
-// evalTemplate is the macro language inside a template.
-func (j *job) evalTemplate(text string, _ systemd.Vars) (string, error) {
-	name, args, ok := strings.Cut(strings.TrimSuffix(strings.TrimPrefix(text, "%"), "}"), "{")
-	if !ok || !strings.HasPrefix(text, "%") {
-		return "", fmt.Errorf("%q is not a macro", text)
-	}
-	var list []string
-	if args != "" {
-		list = strings.Split(args, "}{")
-	}
-	return j.context(string(j.r)).Eval(name, list...)
-}
