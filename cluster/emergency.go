@@ -171,11 +171,9 @@ func (d *decision) hole() (host string, found bool) {
 	return host, found
 }
 
-const zeroDigest = "00000000000000000000000000000000"
-
 // isHole: the first version link of a resource looks the same, but has a lower number than any log.
 func isHole(v symlinktree.Version) bool {
-	return v.Digest == zeroDigest && v.Pos == 0 && strings.TrimRight(v.Prev, ":") == ""
+	return v.Digest == symlinktree.ZeroDigest && v.Pos == 0 && strings.TrimRight(v.Prev, ":") == ""
 }
 
 // atHole is said instead of going on. A member that has given data to its disk alone can
@@ -225,7 +223,7 @@ func (w *worker) announceHole(next logfile.Name) error {
 	if err := w.forgetLogs(logfile.Name{Seq: eng.Status().Current.Seq, Host: node}); err != nil {
 		return err
 	}
-	hole := symlinktree.Version{Digest: zeroDigest, Seq: next.Seq - 1, Origin: node}
+	hole := symlinktree.Version{Digest: symlinktree.ZeroDigest, Seq: next.Seq - 1, Origin: node}
 	err := errors.Join(w.n.tree.Set(w.r.VersionPath(hole.Seq, node), hole.String()),
 		w.n.tree.Set(w.r.MaxNrPath(), fmt.Sprint(next.Seq)))
 	return errors.Join(err, w.n.tree.SyncDir(w.r.Dir()))

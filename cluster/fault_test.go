@@ -21,6 +21,15 @@ type brokenFS struct {
 	vfs.FS
 	disk, log atomic.Bool
 	link      atomic.Pointer[string] // base name
+
+	free, total atomic.Int64 // if total is not 0: what FreeSpace says
+}
+
+func (b *brokenFS) FreeSpace(name string) (free, total int64, err error) {
+	if total := b.total.Load(); total != 0 {
+		return b.free.Load(), total, nil
+	}
+	return b.FS.FreeSpace(name)
 }
 
 type brokenFile struct {
@@ -78,10 +87,15 @@ func (f *brokenFile) Datasync() error {
 }
 
 // brokenPair is a primary a whose file layer can be broken, and its secondary b.
-func brokenPair(t *testing.T) (a, b *testNode, bad *brokenFS, c *nbdclient.Client) {
+func brokenPair(t *testing.T, prepare ...func(cfg *Config)) (a, b *testNode, bad *brokenFS, c *nbdclient.Client) {
 	t.Helper()
 	bad = &brokenFS{FS: vfs.OS}
-	a, b = newPair(t, func(a *testNode) { a.cfg.FS = bad })
+	a, b = newPair(t, func(a *testNode) {
+		a.cfg.FS = bad
+		for _, p := range prepare {
+			p(&a.cfg)
+		}
+	})
 	a.create("r0")
 	c = a.device("r0")
 	b.join("r0", "a")
@@ -89,10 +103,10 @@ func brokenPair(t *testing.T) (a, b *testNode, bad *brokenFS, c *nbdclient.Clien
 	return a, b, bad, c
 }
 
-// A log that had no space for a moment: the client gets the error, a new log is
-// begun, nothing acknowledged is missing on either side.
+// A log that had no space for a moment, and emergency mode is not allowed: the client gets the
+// error, a new log is begun, nothing acknowledged is missing on either side.
 func TestFailedLogIsFollowed(t *testing.T) {
-	a, b, bad, c := brokenPair(t)
+	a, b, bad, c := brokenPair(t, func(cfg *Config) { cfg.Emergency = false })
 	defer c.Close()
 	write(t, c, 0, []byte(strings.Repeat("1", 4096)))
 	bad.log.Store(true)
