@@ -254,3 +254,16 @@ func FuzzLanguage(f *testing.F) {
 		}
 	})
 }
+
+// TestRunWith: variables go in and come out.
+func TestRunWith(t *testing.T) {
+	p, err := Parse("x", "%{in}%let{out}{%{res}}%let{in}{2}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	vars := map[string]string{"in": "1"}
+	got, err := langContext(t).RunWith(context.Background(), p, vars)
+	if err != nil || got != "1" || vars["out"] != "r" || vars["in"] != "2" {
+		t.Errorf("%q, %v, %v", got, err, vars)
+	}
+}

@@ -90,6 +90,19 @@ func (c *Context) Run(ctx context.Context, p *Program, args ...string) (string, 
 	return c.run(ctx, p, false, args)
 }
 
+// RunWith evaluates a parsed text that sees and changes the given variables.
+func (c *Context) RunWith(ctx context.Context, p *Program, vars map[string]string) (string, error) {
+	m := newMachine(ctx, c)
+	m.vars.vars = vars
+	o := &out{m: m}
+	err := m.call(p, nil, m.vars, o)
+	var f flow
+	if err != nil && !errors.As(err, &f) {
+		return "", err
+	}
+	return o.b.String(), nil
+}
+
 // run is Run; with perHost the first argument is the host to look at.
 func (c *Context) run(ctx context.Context, p *Program, perHost bool, args []string) (string, error) {
 	m := newMachine(ctx, c)
