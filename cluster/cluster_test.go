@@ -17,6 +17,7 @@ import (
 
 	"mars/internal/nbdclient"
 	"mars/internal/testutil"
+	"mars/internal/treeschema"
 	"mars/symlinktree"
 	"mars/transport"
 )
@@ -112,6 +113,7 @@ func newTestNodes(t *testing.T, names ...string) map[string]*testNode {
 		nodes[name] = n
 		t.Cleanup(func() {
 			n.stop()
+			treeschema.Check(t, n.cfg.Root)
 			if t.Failed() || os.Getenv("MARS_TEST_LOG") != "" {
 				t.Logf("log of %s:\n%s", n.name, tail(n.logs.String(), 60000))
 			}

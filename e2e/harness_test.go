@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"mars/internal/testutil"
+	"mars/internal/treeschema"
 )
 
 // bin is the directory of the binaries under test.
@@ -230,6 +231,7 @@ func (c *Cluster) end() {
 	}
 	wg.Wait()
 	for _, n := range c.Nodes {
+		treeschema.Check(n.t, n.Root())
 		n.judgeLog()
 	}
 	if c.net != nil {

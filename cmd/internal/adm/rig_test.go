@@ -18,6 +18,7 @@ import (
 
 	"mars/device"
 	"mars/internal/testutil"
+	"mars/internal/treeschema"
 	"mars/internal/vfs"
 	"mars/symlinktree"
 )
@@ -70,6 +71,7 @@ func newRig(t testing.TB, node string) *rig {
 		SyncAll: func() {},
 		Poll:    4 * time.Millisecond,
 	}
+	t.Cleanup(func() { treeschema.Check(t, r.root) })
 	return r
 }
 
