@@ -266,7 +266,7 @@ func (t *Tree) Rescan(dirs ...string) (changed []Entry, err error) {
 }
 
 type scanOptions struct {
-	patience bool             // vanished links are for a second look
+	patience bool             // vanished links and passing names are for a second look
 	deep     bool             // enter all sub-directories, not just new ones
 	visit    func(dir string) // called before a directory is read
 }

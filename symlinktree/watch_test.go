@@ -75,6 +75,7 @@ func TestWatchByHand(t *testing.T) {
 			return v == "d" && !ok
 		}},
 		{"a directory moved in", "mkdir .made; ln -s 10.0.0.9 .made/ip-n; mv .made ips", is(tr, "ips/ip-n", "10.0.0.9")},
+		{"a name as ln makes them", "mkdir -p userspace; ln -s x userspace/Customer", is(tr, "userspace/Customer", "x")},
 		{"a root link", "ln -s u uuid", is(tr, "uuid", "u")},
 		{"directory made again", "rm -r resource-p/todo-h; mkdir resource-p/todo-h; ln -s 1 resource-p/todo-h/sync", is(tr, "resource-p/todo-h/sync", "1")},
 		{"link in the one made again", "ln -s 1 resource-p/todo-h/connect", is(tr, "resource-p/todo-h/connect", "1")},
@@ -83,6 +84,41 @@ func TestWatchByHand(t *testing.T) {
 		testutil.WaitFor(t, time.Second, tc.name, tc.then)
 	}
 	testutil.WaitFor(t, time.Second, "disk and memory agree", func() bool { return diff(disk(t, root), memory(tr)) == "" })
+}
+
+// The name under which ln makes a link is none of ours if it is gone at the second look.
+func TestPassingNames(t *testing.T) {
+	root := t.TempDir()
+	tr := open(t, root, Options{})
+	set(t, tr, "resource-r/primary", "a")
+	const tmp = "resource-r/CuAb12xy"
+	run(t, root, "ln -s b "+tmp)
+	look := func(path string) {
+		t.Helper()
+		tr.mu.Lock()
+		defer tr.mu.Unlock()
+		if _, err := tr.reconcile(path, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := tr.rescan(nil, scanOptions{patience: true})
+	if _, known := tr.Entry(tmp); known || err != nil || len(out.gone) != 1 || len(out.changed) != 0 {
+		t.Fatalf("first look: %+v, %v, known %v", out, err, known)
+	}
+	run(t, root, "mv -T "+tmp+" resource-r/primary")
+	look(tmp)
+	look("resource-r/primary")
+	if _, known := tr.Entry(tmp); known {
+		t.Error("the passing name has left something")
+	}
+	if v, _ := tr.Get("resource-r/primary"); v != "b" {
+		t.Errorf("primary is %q", v)
+	}
+	run(t, root, "ln -s b "+tmp)
+	look(tmp)
+	if v, _ := tr.Get(tmp); v != "b" {
+		t.Error("a name that stays is not taken at the second look")
+	}
 }
 
 // rm -rf of a directory is an accident, not many deletions.
