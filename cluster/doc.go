@@ -25,6 +25,10 @@
 // P12: transitions that fail are repeated with growing pauses and reported; every
 // network wait has a deadline.
 //
+// P13: a link that nobody can read changes nothing. It is reported in msg-err-broken-link
+// and in the log, and the last value that could be read stays in force; status
+// links that only this node writes are set again.
+//
 // # Non-guarantees
 //
 // One primary at a time is what marsadm asks for and waits for; two nodes that
