@@ -3,9 +3,12 @@ package treeschema
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
+
+	"mars/symlinktree"
 )
 
 func TestDocument(t *testing.T) {
@@ -105,5 +108,52 @@ func TestLoadRefuses(t *testing.T) {
 	}
 	if _, err := Load(filepath.Join(t.TempDir(), "absent")); err == nil {
 		t.Error("an absent document is accepted")
+	}
+}
+
+// TestPathFunctions: whatever path the program can build, the document has it.
+func TestPathFunctions(t *testing.T) {
+	s, err := Load(Document())
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]string{ // the last argument where it is not a host
+		"Path": "size", "TodoPath": "attach", "ActualPath": "is-primary", "LocalPath": "x", "UserspacePath": "x", "DefaultsPath": "x", "HostDefaultsPath": "x",
+		"LogPath": "a", "VersionPath": "a",
+	}
+	r := reflect.ValueOf(symlinktree.Resource("r"))
+	checked := 0
+	for i := range r.NumMethod() {
+		m, name := r.Method(i), r.Type().Method(i).Name
+		var args []reflect.Value
+		for j := range m.Type().NumIn() {
+			switch in := m.Type().In(j); {
+			case in.Kind() == reflect.Int:
+				args = append(args, reflect.ValueOf(7))
+			case name == "SystemdStatusPath" && j == 0:
+				args = append(args, reflect.ValueOf("start"))
+			case j == m.Type().NumIn()-1 && names[name] != "":
+				args = append(args, reflect.ValueOf(names[name]))
+			default:
+				args = append(args, reflect.ValueOf("a"))
+			}
+		}
+		p := m.Call(args)[0].String()
+		if strings.HasSuffix(name, "Dir") {
+			p += "/"
+		}
+		if checked++; !s.Knows(p) {
+			t.Errorf("%s makes %s", name, p)
+		}
+	}
+	if checked < 25 {
+		t.Errorf("only %d functions", checked)
+	}
+	for _, p := range []string{symlinktree.UUIDPath, symlinktree.IPPath("a"), symlinktree.ActualDir("a") + "/", symlinktree.ActualPath("a", "time"),
+		symlinktree.DefaultsPath("x"), symlinktree.HostDefaultsPath("a", "sync-limit"), symlinktree.TodoGlobalPath("uuid-x"), symlinktree.UserspacePath("x"),
+		symlinktree.LocalPath("a", "trigger"), symlinktree.CachePath("a", "x"), symlinktree.ProbePath("a", "uuid")} {
+		if !s.Knows(p) {
+			t.Errorf("%s is not known", p)
+		}
 	}
 }
