@@ -155,8 +155,8 @@ func (e *Engine) append(b *batch) error {
 		return e.failLog(w, err)
 	}
 	if e.cfg.Durability == DurabilityAlways || w.End()-w.Durable() > maxUnsynced {
-		if _, err := w.Sync(); err != nil {
-			return e.failLog(w, err)
+		if err := e.syncWriter(w); err != nil {
+			return err
 		}
 	} else {
 		e.sync.arm()
@@ -435,6 +435,11 @@ func (e *Engine) syncLog(awaited bool) error {
 	if w == nil || w.Durable() >= w.End() {
 		return nil // what was acknowledged earlier has been synced by whoever took the writer away
 	}
+	return e.syncWriter(w)
+}
+
+// syncWriter syncs the log of w and tells who publishes how much of it is durable. logMu is held for reading.
+func (e *Engine) syncWriter(w *logfile.Writer) error {
 	e.n.logSyncs.Add(1)
 	if _, err := w.Sync(); err != nil {
 		return e.failLog(w, err)
