@@ -240,6 +240,9 @@ func (k *checker) resource(r *macro.Report) {
 	for _, m := range r.Messages {
 		k.message(r.Resource, m)
 	}
+	for _, b := range r.Broken {
+		k.add(sevWarning, r.Resource, "broken link %s", b.Error)
+	}
 	k.amounts(r)
 }
 

@@ -35,6 +35,7 @@ type verb struct {
 	single      bool // refuses lists of resources
 	newResource bool // the resource need not exist
 	anyResource bool // the host need not be a member
+	view        bool // shows a macro: knows --macro and --watch
 
 	run  func(ctx context.Context, s *session, args []string) error
 	each func(ctx context.Context, j *job) error
@@ -181,6 +182,8 @@ func (s *session) start(ctx context.Context, v *verb, args []string) error {
 	switch {
 	case len(rest) < v.min:
 		return usage("%s: too few words; usage: marsadm %s", s.command, strings.TrimSpace(s.command+" "+v.args))
+	case (s.opt.watch > 0 || s.opt.macro != "") && !v.view:
+		return usage("%s: --watch and --macro are for views only", s.command)
 	case v.max >= 0 && len(rest) > v.max:
 		return usage("%s: surplus word %q; usage: marsadm %s", s.command, rest[v.max], strings.TrimSpace(s.command+" "+v.args))
 	}

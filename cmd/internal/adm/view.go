@@ -15,7 +15,7 @@ import (
 
 func viewVerbs() []verb {
 	return []verb{
-		{name: "view", args: "[RES]", help: "status of resources", res: optRes, readOnly: true, anyResource: true, max: -1, run: viewVerb("default")},
+		{name: "view", args: "[RES]", help: "status of resources", res: optRes, readOnly: true, anyResource: true, view: true, max: -1, run: viewVerb("default")},
 		{name: "view-NAME", args: "[RES] [ARGS]", help: "one value or line: marsadm help view lists the names", hidden: true, readOnly: true, max: -1,
 			run: func(context.Context, *session, []string) error {
 				return usage("view-NAME stands for many commands: marsadm help view")
@@ -43,7 +43,7 @@ func isMacroCommand(command string) bool { _, ok := macroName(command); return o
 // macroVerb is the command view-NAME.
 func macroVerb(command string) *verb {
 	name, _ := macroName(command)
-	return &verb{name: command, args: "[RES] [ARGS]", res: noRes, max: -1, readOnly: true, anyResource: true, run: viewVerb(name)}
+	return &verb{name: command, args: "[RES] [ARGS]", res: noRes, max: -1, readOnly: true, anyResource: true, view: true, run: viewVerb(name)}
 }
 
 // viewVerb evaluates a macro for no resource, for one, or for a list.

@@ -75,6 +75,7 @@ func (x *explainer) at(host, cmd string) string {
 // first.
 func explain(c *macro.Context, host string) (*macro.Report, []reason) {
 	x := &explainer{c: c, r: c.Report(host), node: c.NodeReport(), now: c.Now}
+	x.broken()
 	for _, f := range []func() bool{x.membership, x.daemon, x.disk, x.split, x.damage, x.role, x.emergency} {
 		if f() {
 			return x.r, x.out
@@ -90,6 +91,21 @@ func explain(c *macro.Context, host string) (*macro.Report, []reason) {
 		x.fine()
 	}
 	return x.r, x.out
+}
+
+// broken links are ignored: what they were to order does not happen.
+func (x *explainer) broken() {
+	for _, b := range x.r.Broken {
+		x.because(b.Path, "a value that can be read", "ls -l "+x.path(b.Path), "a link has a value that cannot be read and is ignored: %s", b.Error)
+	}
+}
+
+// path is where a link is.
+func (x *explainer) path(rel string) string {
+	if x.c.Root == "" {
+		return rel
+	}
+	return x.c.Root + "/" + rel
 }
 
 // membership: without a disk here there is nothing else to say.
@@ -418,7 +434,9 @@ type whyDocument struct {
 
 func whyVerb(_ context.Context, j *job) error {
 	j.settle(string(j.r))
-	r, reasons := explain(j.context(string(j.r)), j.host)
+	c := j.context(string(j.r))
+	c.Root = j.tree.Root()
+	r, reasons := explain(c, j.host)
 	if j.opt.json {
 		return j.printJSON(j.out.write, whyDocument{j.jsonHead(), r.Resource, r.Host, r.Role, r.DiskState, r.ReplicationState, reasons})
 	}

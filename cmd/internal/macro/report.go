@@ -42,6 +42,7 @@ type Report struct {
 	Log      LogReport        `json:"log"`
 	Split    *SplitReport     `json:"split_brain"`
 	Messages []MessageReport  `json:"messages"`
+	Broken   []BrokenReport   `json:"broken_links"`
 	Hints    map[string]int64 `json:"hints"`
 }
 
@@ -108,6 +109,12 @@ type SplitReport struct {
 	Age    *float64  `json:"age_seconds"`
 }
 
+// BrokenReport is a link whose value nobody can read; it is ignored.
+type BrokenReport struct {
+	Path  string `json:"path"`
+	Error string `json:"error"`
+}
+
 // MessageReport is one message of marsd.
 type MessageReport struct {
 	Key   string   `json:"key"`
@@ -167,6 +174,14 @@ func (c *Context) Report(host string) *Report {
 	}
 	c.reportSplit(r)
 	r.Messages = c.reportMessages(c.r().ActualDir(host))
+	r.Broken = []BrokenReport{}
+	for _, dir := range []string{c.r().Dir(), c.r().ActualDir(host), c.r().TodoDir(host)} {
+		for _, e := range c.Tree.List(dir) {
+			if err := symlinktree.CheckValue(e.Path, e.Value); err != nil {
+				r.Broken = append(r.Broken, BrokenReport{e.Path, err.Error()})
+			}
+		}
+	}
 	if waste := c.num(c.r().ActSizePath(host)) - r.SizeBytes; waste > c.Threshold {
 		r.Hints["unused_disk_bytes"] = waste
 	}

@@ -295,7 +295,7 @@ func (w *world) differences(t testing.TB, tree memTree) []string {
 // them, for many states of a cluster.
 func TestEveryNumberIsTrue(t *testing.T) {
 	rng := rand.New(rand.NewPCG(testutil.Seed(t), 2))
-	for i := range 60 {
+	for i := range 30 {
 		w := random(rng)
 		if list := w.differences(t, w.tree(t)); len(list) > 0 {
 			t.Fatalf("state %d: %d differences:\n%s\n%+v", i, len(list), strings.Join(list[:min(10, len(list))], "\n"), w)
