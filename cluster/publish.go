@@ -19,6 +19,7 @@ func (w *worker) publish(s *symlinktree.Snapshot, f Facts, said map[string]strin
 	node := w.n.cfg.Node
 	if _, member := s.Get(w.r.DataPath(node)); !member {
 		w.messages = make(map[string]string)
+		w.cleanUp(s)
 		return
 	}
 	put := func(name, value string) { w.n.put(w.r.ActualPath(node, name), value) }
