@@ -79,8 +79,9 @@ func (s *syncSlots) has(r symlinktree.Resource) bool {
 
 // syncLimit reads how many syncs may run here, and in which order.
 func (n *Node) syncLimit() (limit int, prefer []string) {
-	v, _ := n.tree.Get(symlinktree.HostDefaultsPath(n.cfg.Node, "sync-limit"))
-	p, _ := n.tree.Get(symlinktree.HostDefaultsPath(n.cfg.Node, "sync-pref-list"))
+	s := n.links()
+	v, _ := s.Get(symlinktree.HostDefaultsPath(n.cfg.Node, "sync-limit"))
+	p, _ := s.Get(symlinktree.HostDefaultsPath(n.cfg.Node, "sync-pref-list"))
 	if p != "" && p != symlinktree.NoHost {
 		prefer = strings.FieldsFunc(p, func(r rune) bool { return r == ',' || r == ' ' })
 	}

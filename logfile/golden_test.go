@@ -222,14 +222,11 @@ func TestKernelPieces(t *testing.T) {
 	}
 }
 
-// TestKernelLogs reads the whole logfiles of the original where they are at hand.
+// TestKernelLogs reads whole logfiles of the original, every record.
 func TestKernelLogs(t *testing.T) {
-	tars, _ := filepath.Glob("../../shared/golden-kernel/*.tgz")
-	more, _ := filepath.Glob("../../shared/golden-kernel/*/*.tgz")
-	tars = append(tars, more...)
-	if len(tars) == 0 {
-		t.Log("no recordings beside the project; TestKernelPieces has pieces of them")
-		return
+	tars, _ := filepath.Glob("../e2e/testdata/kernel/*.tgz")
+	if len(tars) != 2 {
+		t.Fatalf("recordings: %v", tars)
 	}
 	seen := 0
 	for _, file := range tars {

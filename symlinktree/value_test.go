@@ -176,7 +176,7 @@ func TestCheckValue(t *testing.T) {
 	bad := map[string]string{
 		r.PrimaryPath(): "none", r.VersionPath(3, "a"): NewVersion(2, "c", 0, "").String(), r.DevicePath("h"): "/dev/x", r.SizePath(): "64M",
 		r.TodoPath("h", SwitchEmergencyLimit): "101", r.TodoPath("h", SwitchAttach): "on", UUIDPath: "x", r.ActualPath("h", "is-primary"): "yes",
-		ActualPath("h", "time"): "now", IPPath("h"): "host", r.ReplayPath("h"): "log-1-h,0,0", r.SyncFromPath("h"): "a.b", r.Path("../x"): "1",
+		HostDefaultsPath("h", "sync-limit"): "many", ActualPath("h", "time"): "now", IPPath("h"): "host", r.ReplayPath("h"): "log-1-h,0,0", r.SyncFromPath("h"): "a.b", r.Path("../x"): "1",
 	}
 	for path, v := range bad {
 		if err := CheckValue(path, v); err == nil {
