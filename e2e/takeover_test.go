@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -36,7 +37,7 @@ func (n *Node) makeSecret() {
 	}
 }
 
-// rename gives the nodes of the tree addresses of this test; before marsd starts,
+// readdress gives the nodes of the tree addresses of this test; before marsd starts,
 // as after a move to another network.
 func readdress(nodes ...*Node) {
 	for _, n := range nodes {
@@ -54,7 +55,7 @@ func (n *Node) waitView(macro, want string) {
 	n.WaitFor("view-"+macro+" is "+want, func() bool { return n.view(macro) == want })
 }
 
-// path is a link of mydata.
+// my is a link of mydata.
 func (n *Node) my(name string) string { return n.Link(kernelRes.Path(name)) }
 
 // level waits until both stand at the end of the same log, clean, by what their own
@@ -318,10 +319,11 @@ func TestTakeoverSingle(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
 		archive      string
-		clean, dirty int64 // of log 1, on the disk
+		clean, dirty int64  // of log 1, on the disk
+		file         string // in the file system, by its size
 	}{
-		"rotated": {"single-node.tgz", 5785932, 5785932},
-		"written": {"nodea-1-resource.tgz", 8450340, 8986052}, // more on the disk than the links say
+		"rotated": {"single-node.tgz", 5785932, 5785932, "1048576"},
+		"written": {"nodea-1-resource.tgz", 8450340, 8986052, "2097152"}, // more on the disk than the links say
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -345,6 +347,7 @@ func TestTakeoverSingle(t *testing.T) {
 			a.Start()
 			a.Adm("wait-resource", "mydata", "is-device")
 			same(t, "device after the takeover", a.device(), image)
+			soundExt4(t, image, tt.file)
 			b.Start()
 			if a.Link("ips/ip-nodeb") == "" {
 				b.Adm("join-cluster", a.Name, a.Addr, "--ip="+b.Addr)
@@ -364,5 +367,28 @@ func TestTakeoverSingle(t *testing.T) {
 				same(t, "disk of "+n.Name, readFile(t, n.Path("disk")), image)
 			}
 		})
+	}
+}
+
+// soundExt4 demands that an image is an ext4 that needs no more than its journal, with
+// a file of a size.
+func soundExt4(t *testing.T, image []byte, size string) {
+	t.Helper()
+	for _, tool := range []string{"e2fsck", "debugfs"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Logf("the file system is not looked at: %v", err)
+			return
+		}
+	}
+	file := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(file, image, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("e2fsck", "-fp", file).CombinedOutput()
+	if exit := new(exec.ExitError); err != nil && (!errors.As(err, &exit) || exit.ExitCode() > 1) {
+		t.Errorf("e2fsck: %v\n%s", err, out)
+	}
+	if out, err = exec.Command("debugfs", "-R", "ls -l /", file).Output(); err != nil || !strings.Contains(string(out), size) {
+		t.Errorf("no file of %s bytes: %v\n%s", size, err, out)
 	}
 }
