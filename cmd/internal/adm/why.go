@@ -130,13 +130,24 @@ func (x *explainer) daemon() bool {
 		x.because(link, "marsd on "+x.r.Host, x.at(x.r.Host, "systemctl start marsd"), "there has never been a marsd on %s", x.r.Host)
 	case !x.node.Running && x.r.Host == x.c.Node:
 		x.because(symlinktree.ActualPath(x.r.Host, "alive"), "marsd on "+x.r.Host, x.at(x.r.Host, "systemctl start marsd"),
-			"the marsd of %s was stopped; what is shown below is how it left things", x.r.Host)
+			"the marsd of %s was stopped: nothing happens until it runs again", x.r.Host)
 	case *age >= x.c.Window.Seconds():
 		x.because(link, "marsd on "+x.r.Host, x.at(x.r.Host, "systemctl status marsd"),
 			"nothing was heard of marsd on %s for %s", x.r.Host, macro.HumanSeconds(*age))
 	default:
 		return false
 	}
+	x.diskGone()
+	return true
+}
+
+// diskGone: what marsd is to work on is missing.
+func (x *explainer) diskGone() bool {
+	r := x.r
+	if r.Disk.Present == nil || *r.Disk.Present {
+		return false
+	}
+	x.because(x.res().DataPath(r.Host), "the disk "+r.Disk.Path, x.at(r.Host, "ls -l "+r.Disk.Path), "the disk %s is not there, or is neither a block device nor a regular file", r.Disk.Path)
 	return true
 }
 
@@ -145,8 +156,7 @@ func (x *explainer) disk() bool {
 	r := x.r
 	attach := x.todo(symlinktree.SwitchAttach)
 	switch {
-	case r.Disk.Present != nil && !*r.Disk.Present:
-		x.because(x.res().DataPath(r.Host), "the disk "+r.Disk.Path, x.at(r.Host, "ls -l "+r.Disk.Path), "the disk %s is not there, or is neither a block device nor a regular file", r.Disk.Path)
+	case x.diskGone():
 	case r.Disk.Error != 0:
 		x.because(x.actual("disk-error"), "", x.at(r.Host, "dmesg | tail"), "the disk %s failed: %s. Replace it, then leave-resource and join-resource with the new one",
 			r.Disk.Path, macro.ErrnoText(fmt.Sprint(r.Disk.Error)))

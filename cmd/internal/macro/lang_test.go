@@ -185,6 +185,15 @@ func TestLibrary(t *testing.T) {
 			t.Errorf("%s: %v, want %q", name, err, want)
 		}
 	}
+	loose := library(t, map[string]string{"loose": "x"})
+	if err := os.Chmod(loose.files["loose"], 0o666); err != nil {
+		t.Fatal(err)
+	}
+	c.Lib = loose
+	if got, err := c.Eval("loose"); err == nil || !strings.Contains(err.Error(), "chmod go-w") {
+		t.Errorf("a file that everybody may write: %q, %v", got, err)
+	}
+	c.Lib = library(t, map[string]string{"mine": "x"})
 	if !c.Lib.Knows("mine") || !c.Lib.Knows("role") || c.Lib.Knows("nosuch") {
 		t.Error("Knows")
 	}

@@ -106,6 +106,10 @@ func (l *Library) load(name, path string, replaces bool) (*Program, error) {
 	if err == nil && (!st.Mode().IsRegular() || st.Size() > maxFile) {
 		err = fmt.Errorf("%s is not a regular file of at most %d bytes", path, maxFile)
 	}
+	if err == nil && st.Mode().Perm()&0o022 != 0 {
+		// Texts can write links, with the rights of whoever looks.
+		err = fmt.Errorf("%s may be written by others than its owner; chmod go-w it", path)
+	}
 	var data []byte
 	if err == nil {
 		data, err = os.ReadFile(path)
