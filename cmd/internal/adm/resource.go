@@ -119,7 +119,6 @@ func planCreate(t macro.Tree, in createInput) (createPlan, error) {
 	second := []op{
 		mkdir(r.Path("userspace")), mkdir(r.Path("defaults")), mkdir(r.Path("defaults-" + h)), mkdir(r.Path("local-" + h)),
 		mkdir(r.ActualDir(h)), mkdir(r.TodoDir(h)), mkdir("userspace"),
-		createLog(r.LogPath(n, h)),
 		set(r.DataPath(h), in.disk),
 		set(r.DevicePath(h), in.device),
 		set(r.ActualPath(h, "if-on"), "0"),
@@ -139,7 +138,9 @@ func planCreate(t macro.Tree, in createInput) (createPlan, error) {
 	}
 	second = append(second, set(r.MaxNrPath(), strconv.Itoa(n)))
 	p.batches = [][]op{
-		{set(r.SizePath(), sizeText)},
+		// The log comes first: of two commands at the same time one fails there, before
+		// it has changed anything.
+		{createLog(r.LogPath(n, h)), set(r.SizePath(), sizeText)},
 		second,
 		{set(r.TodoPath(h, symlinktree.SwitchAttach), "1")},
 	}
@@ -252,9 +253,10 @@ func checkDelete(t macro.Tree, r symlinktree.Resource, force bool) error {
 }
 
 // planDelete puts a tombstone over everything below the resource but maxnr, which
-// keeps the log numbers of a second life apart from those of the first.
+// keeps the log numbers of a second life apart from those of the first. The members
+// come first: what is no member any more does not write its status again.
 func planDelete(t macro.Tree, r symlinktree.Resource, logs []logfile.Info) []op {
-	var batch []op
+	var first, batch []op
 	for _, dir := range t.Dirs(r.Dir()) {
 		for _, e := range t.List(r.Path(filepath.Base(dir))) {
 			if symlinktree.Replicated(e.Path) {
@@ -266,11 +268,13 @@ func planDelete(t macro.Tree, r symlinktree.Resource, logs []logfile.Info) []op 
 		batch = append(batch, del(r.Path(l.Name.String())))
 	}
 	for _, e := range t.List(r.Dir()) {
-		if e.Path != r.MaxNrPath() {
+		if _, member := symlinktree.HostOf(filepath.Base(e.Path), "data"); member {
+			first = append(first, del(e.Path))
+		} else if e.Path != r.MaxNrPath() {
 			batch = append(batch, del(e.Path))
 		}
 	}
-	return batch
+	return append(first, batch...)
 }
 
 func deleteResource(_ context.Context, j *job) error {
