@@ -29,8 +29,14 @@ type load struct {
 // startLoad writes random blocks to the device of n, a FLUSH after every 16th.
 func startLoad(n *Node, image []byte) *load {
 	n.t.Helper()
+	return startLoadOn(n, "r0", image, 0)
+}
+
+// startLoadOn does that for any resource, with a pause after each write.
+func startLoadOn(n *Node, res string, image []byte, pause time.Duration) *load {
+	n.t.Helper()
 	l := &load{t: n.t, image: image, stop: make(chan struct{})}
-	c := n.Client()
+	c := n.dial(res)
 	rnd := seeded(n.t)
 	l.wg.Add(1)
 	go func() {
@@ -40,7 +46,7 @@ func startLoad(n *Node, image []byte) *load {
 			select {
 			case <-l.stop:
 				return
-			default:
+			case <-time.After(pause):
 			}
 			off := rnd.Int64N(int64(len(image))/4096) * 4096
 			p := image[off : off+4096]

@@ -135,6 +135,7 @@ type clusterOptions struct {
 	netns bool
 	args  []string // further arguments of every marsd
 	apart bool     // directories only: no cluster is made
+	mars  []int64  // bytes of each node's /mars, a filesystem of its own; 0 = just a directory
 }
 
 // Option of NewCluster.
@@ -152,6 +153,11 @@ func WithArgs(args ...string) Option {
 // Apart makes nodes that are not in a cluster and do not run.
 func Apart() Option { return func(o *clusterOptions) { o.apart = true } }
 
+// WithMars gives each node a filesystem of so many bytes for its /mars; 0 = just a directory.
+func WithMars(bytes ...int64) Option {
+	return func(o *clusterOptions) { o.mars = bytes }
+}
+
 // NewCluster makes a cluster of n nodes hosta, hostb, ... that run and know each
 // other. Everything ends with the test.
 func NewCluster(t testing.TB, n int, opts ...Option) *Cluster {
@@ -168,7 +174,11 @@ func NewCluster(t testing.TB, n int, opts ...Option) *Cluster {
 		addrs = loopbackAddrs(t, n)
 	}
 	for i, addr := range addrs {
-		c.Nodes = append(c.Nodes, newNode(c, i, addr))
+		node := newNode(c, i, addr)
+		c.Nodes = append(c.Nodes, node)
+		if i < len(c.opt.mars) && c.opt.mars[i] > 0 {
+			smallFS(t, node.Root(), c.opt.mars[i])
+		}
 	}
 	t.Cleanup(c.end)
 	if c.opt.apart {
