@@ -68,7 +68,7 @@ var details = map[string]detail{
 	"get-emergency-limit":         {"", "marsadm get-emergency-limit r0"},
 	"set-global-sync-limit-value": {"", "marsadm set-global-sync-limit-value 2"},
 	"get-global-sync-limit-value": {"", "marsadm get-global-sync-limit-value"},
-	"set-connect-pref-list":       {"", "marsadm set-connect-pref-list r0 hostc,hosta"},
+	"set-connect-pref-list":       {"Concerns nodes that run the original; marsd fetches from whoever has the log.", "marsadm set-connect-pref-list r0 hostc,hosta"},
 	"get-connect-pref-list":       {"", "marsadm get-connect-pref-list r0"},
 	"flags":                       {"Flags are names or numbers, joined by |. They concern nodes that run the original; marsd chooses for itself.", "marsadm set-global-disabled-log-digests 'CHKSUM_MD5|CHKSUM_SHA1'"},
 	"set-link":                    {"PATH is absolute or relative to the root. Outside of userspace only with --force: marsd acts upon links.", "marsadm set-link yes userspace/backup-done"},

@@ -112,7 +112,7 @@ func TestHandoverLost(t *testing.T) {
 	r := newRig(t, "hostb")
 	r.use("three")
 	r.startDaemon("resource-r0/primary=(none) => resource-r0/primary=hostc")
-	res := r.run("--timeout=0.3", "primary", "r0")
+	res := r.run("--timeout=2", "primary", "r0")
 	if res.code != ExitTimeout {
 		t.Errorf("exit %d: %s", res.code, res.err)
 	}

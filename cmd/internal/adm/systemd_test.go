@@ -124,7 +124,7 @@ func TestSystemdHandoverFails(t *testing.T) {
 	r := systemdRig(t, "hostb")
 	r.put("resource-r0/systemd-start-unit -> app-r0.service\nresource-r0/systemd-want -> hosta\nresource-r0/actual-hosta/open-count -> 1")
 	r.startDaemon("")
-	res := r.run("--timeout=0.3", "primary", "r0")
+	res := r.run("--timeout=2", "primary", "r0")
 	if res.code != ExitTimeout || !strings.Contains(res.err, "services of r0 are wanted on hosta again") {
 		t.Errorf("exit %d: %s", res.code, res.err)
 	}
