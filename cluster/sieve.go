@@ -21,7 +21,6 @@ type sieve struct {
 
 	mu   sync.Mutex
 	last *symlinktree.Snapshot
-	dirs []string
 	bad  map[string]string            // path -> what is wrong with it
 	good map[string]symlinktree.Entry // the last readable value of a bad one
 }
