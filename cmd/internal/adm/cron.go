@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"mars/cmd/internal/macro"
+	"mars/logfile"
 	"mars/symlinktree"
 )
 
@@ -32,6 +33,7 @@ func cron(ctx context.Context, s *session, args []string) error {
 	note(s.removeTemps(), "")
 	for _, res := range purgeable(s.tree, list, len(args) > 0) {
 		j := &job{session: s, r: symlinktree.Resource(res)}
+		note(s.apply(planForgotten(s.tree.Snapshot(), j.r, j.logs(j.r), s.env.Now().Add(-2*s.opt.window))), res)
 		note(j.linkPurge(), res)
 	}
 	for _, res := range list {
@@ -101,6 +103,22 @@ func purgeable(t macro.Tree, list []string, only bool) []string {
 		}
 	}
 	return out
+}
+
+// planForgotten deletes the logs of a resource that was deleted: whoever did it could
+// name only those that he had. An empty one that is not older than limit may be the beginning of
+// another life. It is pure.
+func planForgotten(t macro.Tree, r symlinktree.Resource, logs []logfile.Info, limit time.Time) []op {
+	if e, ok := t.Entry(r.SizePath()); !ok || e.Value != symlinktree.Deleted || len(macro.Peers(t, string(r))) > 0 {
+		return nil
+	}
+	var batch []op
+	for _, l := range logs {
+		if l.Size > 0 || l.ModTime.Before(limit) {
+			batch = append(batch, del(r.Path(l.Name.String())))
+		}
+	}
+	return batch
 }
 
 // freshNews tries to learn the latest positions of all members before logs are
