@@ -93,7 +93,9 @@ func (c *Context) Run(ctx context.Context, p *Program, args ...string) (string, 
 // RunWith evaluates a parsed text that sees and changes the given variables.
 func (c *Context) RunWith(ctx context.Context, p *Program, vars map[string]string) (string, error) {
 	m := newMachine(ctx, c)
-	m.vars.vars = vars
+	if vars != nil {
+		m.vars.vars = vars
+	}
 	o := &out{m: m}
 	err := m.call(p, nil, m.vars, o)
 	var f flow
