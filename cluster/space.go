@@ -180,7 +180,7 @@ type SpaceFacts struct {
 	Free      int64 // bytes, with what own logs have allocated ahead
 	Below     int64 // bytes: less than that makes the level
 	Emergency bool  // of this resource
-	Near      bool  // its limit will be reached soon
+	Near      bool  // the limit of some resource will be reached soon
 	Allowed   bool  // logging may be given up
 }
 
@@ -241,10 +241,12 @@ func (n *Node) lookAtSpace() {
 	}
 	rest, all := reserves.rest(free, total)
 	now := time.Now()
+	near := false // one resource makes room for the other
+	for _, limit := range limits {
+		near = near || below(limit+nearLimit, rest, all)
+	}
 	for _, w := range workers {
-		limit := limits[w]
-		em := inEmergency(w.emergency.Load(), level, limit, rest, all) || now.UnixNano() < w.jammed.Load()
-		near := limit > 0 && below(limit+nearLimit, rest, all)
+		em := inEmergency(w.emergency.Load(), level, limits[w], rest, all) || now.UnixNano() < w.jammed.Load()
 		if w.emergency.Swap(em) != em || w.near.Swap(near) != near || level != was {
 			w.kick()
 		}
