@@ -67,8 +67,12 @@ func (w *worker) synced(job *syncJob, err error) {
 	w.giveSlot()
 }
 
-// giveSlot lets the next sync of this node run.
+// giveSlot lets the next sync of this node run. That this one has ended is said first: nobody sees
+// more of them than may run.
 func (w *worker) giveSlot() {
+	if _, member := w.n.tree.Get(w.r.DataPath(w.n.cfg.Node)); member {
+		w.n.put(w.r.ActualPath(w.n.cfg.Node, "is-syncing"), "0")
+	}
 	if w.n.slots.give(w.r) {
 		w.n.kickAll()
 	}
