@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"mars/internal/testutil"
 )
 
 // slack is what a command may take beyond its --timeout: two seconds, and what
@@ -108,6 +110,11 @@ func TestV25Timeouts(t *testing.T) {
 	b.Thaw()
 	b.WaitFor("goes on", func() bool { _, _, code := b.Try("wait-cluster"); return code == 0 })
 	b.Kill()
+	// Its last sign of life is taken for one for a moment.
+	testutil.WaitFor(t, waitLimit, "marsd is known to be gone", func() bool {
+		_, errs, _ := b.Try("wait-cluster", "--timeout=0")
+		return strings.Contains(errs, "marsd is not running")
+	})
 	for _, args := range [][]string{{"wait-cluster"}, {"primary", "r0"}, {"invalidate", "r0"}, {"join-resource", "r1", spare}, {"wait-resource", "r0", "is-sync"}} {
 		if errs := turnedDown(b, 5*time.Second, args...); !strings.Contains(errs, "marsd") {
 			t.Errorf("%v without marsd says %q", args, errs)

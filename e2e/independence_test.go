@@ -105,7 +105,7 @@ func TestV22Independence(t *testing.T) {
 	now := processes{true, true, true}
 	synced, walked := 0, 0
 	var slowest time.Duration
-	gray := func(i int) int { return (i ^ i>>1) & 15 }
+	gray := func(i int) int { i &= 15; return i ^ i>>1 }
 	rounds := repeat(t, 1, func(round int) {
 		for i := 1; i <= 16; i++ {
 			bit := 0
