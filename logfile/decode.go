@@ -208,12 +208,26 @@ func (d *decoder) checkSeal(b []byte, h *header, t *trailer) *fault {
 		if d.sealed && d.mode != Lenient {
 			return bad(errnoEBADMSG, marsCRCFlags, "no record checksum, although the records before have one")
 		}
+		if h.seal != 0 && d.mode != Lenient && lostMarker(b, h.seal) {
+			return bad(errnoEBADMSG, marsCRCFlags, "the mark of the record checksum is damaged")
+		}
 		return nil
 	}
 	if crc := seal(b); crc != h.seal {
 		return bad(errnoEBADMSG, marsCRCMismatch, "record checksum is %08x, computed %08x", h.seal, crc)
 	}
 	return nil
+}
+
+// lostMarker reports whether the record b is a sealed one but for its marker. The original has
+// zeros in both places, and ignores what others have there.
+func lostMarker(b []byte, sum uint32) bool {
+	t := b[len(b)-trailerSize:]
+	was := t[offMarker]
+	t[offMarker] = sealMarker
+	ours := seal(b) == sum
+	t[offMarker] = was
+	return ours
 }
 
 // unpack decompresses rec.Data.
