@@ -144,11 +144,11 @@ func checkCrash(t testing.TB, s snapshot, h *history, base []byte, patience time
 	// P3: the primary is at a prefix that has everything a FLUSH covered.
 	w := &world{t: t, fs: s.fs, jour: s.jour, size: crashSize, host: "a"}
 	w.open()
-	first, _, err := w.e.RecoverDurable(ctx, s.known, false)
+	first, _, err := w.e.RecoverKnown(ctx, knownTo(s.known), false)
 	if err != nil {
 		return fmt.Errorf("recovery (known %v): %w", s.known, err)
 	}
-	again, torn, err := w.e.RecoverDurable(ctx, s.known, false)
+	again, torn, err := w.e.RecoverKnown(ctx, knownTo(s.known), false)
 	if err != nil || again != first || torn != 0 {
 		return fmt.Errorf("second recovery: %v after %v, torn %d: %w", again, first, torn, err)
 	}

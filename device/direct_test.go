@@ -417,7 +417,7 @@ func (h *directHistory) check(t testing.TB, s directCut) error {
 	w := &world{t: t, fs: s.fs, jour: s.jour, size: crashSize, host: "a"}
 	w.open()
 	pos, _ := s.jour.get()
-	if _, _, err := w.e.RecoverDurable(context.Background(), s.known, false); err != nil {
+	if _, _, err := w.e.RecoverKnown(context.Background(), knownTo(s.known), false); err != nil {
 		return fmt.Errorf("recovery at %v: %w", pos, err)
 	}
 	image := w.content()

@@ -47,16 +47,6 @@ func (e *Engine) Recover(ctx context.Context, force bool) (end logfile.Position,
 	return e.RecoverKnown(ctx, nil, force)
 }
 
-// RecoverDurable is Recover for a caller who knows one position that the log was
-// confirmed to; see RecoverKnown. With the zero Position only the form of the tail
-// decides.
-func (e *Engine) RecoverDurable(ctx context.Context, durable logfile.Position, force bool) (end logfile.Position, torn int64, err error) {
-	if durable.Log.IsZero() {
-		return e.RecoverKnown(ctx, nil, force)
-	}
-	return e.RecoverKnown(ctx, []logfile.Position{durable}, force)
-}
-
 // RecoverKnown is Recover for a caller who knows the own logs in their order, each with the length
 // that it was confirmed to (published, or held by a peer). A defect or an end before
 // such a length is damage; in the last one, what comes behind it is a torn tail of

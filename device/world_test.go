@@ -169,6 +169,14 @@ func (w *world) recover() logfile.Position {
 	return end
 }
 
+// knownTo is what RecoverKnown is told by who knows one position, or none.
+func knownTo(at logfile.Position) []logfile.Position {
+	if at.Log.IsZero() {
+		return nil
+	}
+	return []logfile.Position{at}
+}
+
 // primary recovers and starts the next log.
 func (w *world) primary() {
 	w.t.Helper()

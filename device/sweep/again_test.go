@@ -106,7 +106,11 @@ func (c *checker) damage(s *state) error {
 		return err
 	}
 	links := &node{tree: tree}
-	known := links.known()
+	all := links.known()
+	if len(all) == 0 {
+		return nil
+	}
+	known := all[len(all)-1]
 	told, err := links.link()
 	if err != nil {
 		return err
@@ -128,7 +132,7 @@ func (c *checker) damage(s *state) error {
 	}
 	defer n.kill(fsys)
 	c.damaged++
-	end, torn, err := c.recover(n.e, known)
+	end, torn, err := c.recover(n.e, all)
 	if err == nil {
 		return fmt.Errorf("P3: %s; the log was published as durable up to %v, and recovery took it for a tail: it ends at %v, %d bytes cut", how, known, end, torn)
 	}

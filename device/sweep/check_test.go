@@ -127,14 +127,14 @@ func walk(fsys *crashfs.FS, dir string, h *maphash.Hash) {
 type checker struct {
 	*run
 	oracle *oracle.Checker
-	// recover calls RecoverDurable; a mutant replaces it.
-	recover                 func(e *device.Engine, known logfile.Position) (logfile.Position, int64, error)
+	// recover calls RecoverKnown; a mutant replaces it.
+	recover                 func(e *device.Engine, known []logfile.Position) (logfile.Position, int64, error)
 	cutsOfRecovery, damaged int
 }
 
 func newChecker(r *run) *checker {
-	return &checker{run: r, oracle: oracle.NewChecker(r.j), recover: func(e *device.Engine, known logfile.Position) (logfile.Position, int64, error) {
-		return e.RecoverDurable(context.Background(), known, false)
+	return &checker{run: r, oracle: oracle.NewChecker(r.j), recover: func(e *device.Engine, known []logfile.Position) (logfile.Position, int64, error) {
+		return e.RecoverKnown(context.Background(), known, false)
 	}}
 }
 

@@ -29,7 +29,7 @@ type mutant struct {
 	syncDir  func(m *mutant, fs *crashfs.FS, dir string) error
 	late     bool // writes to the log have returned when they begin
 	dirty    func(log logfile.Name, min, end int64) bool
-	recover  func(e *device.Engine, known logfile.Position) (logfile.Position, int64, error)
+	recover  func(e *device.Engine, known []logfile.Position) (logfile.Position, int64, error)
 
 	run  *run
 	mu   sync.Mutex
@@ -177,12 +177,12 @@ func mutants() []*mutant {
 			return fs.SyncDir(dir)
 		}},
 		{name: "a torn tail is accepted before a position known to be durable", workload: "mixed",
-			recover: func(e *device.Engine, _ logfile.Position) (logfile.Position, int64, error) {
-				return e.RecoverDurable(context.Background(), logfile.Position{}, false)
+			recover: func(e *device.Engine, _ []logfile.Position) (logfile.Position, int64, error) {
+				return e.RecoverKnown(context.Background(), nil, false)
 			}},
 		{name: "recovery is forced", workload: "mixed",
-			recover: func(e *device.Engine, known logfile.Position) (logfile.Position, int64, error) {
-				return e.RecoverDurable(context.Background(), known, true)
+			recover: func(e *device.Engine, known []logfile.Position) (logfile.Position, int64, error) {
+				return e.RecoverKnown(context.Background(), known, true)
 			}},
 	}
 }

@@ -194,18 +194,31 @@ func (n *node) publish(log logfile.Name) error {
 	return nil
 }
 
-// known is the last position that the own version links confirm: what marsd gives to
-// RecoverDurable.
-func (n *node) known() (at logfile.Position) {
+// known lists the logs that the version links confirm, each with the length at which it was
+// left, the last one with what is published: what marsd gives to RecoverKnown.
+func (n *node) known() (list []logfile.Position) {
+	links := make(map[int]symlinktree.Version)
+	last := 0
 	for _, e := range n.tree.List(res.Dir()) {
 		if _, name, _ := strings.Cut(e.Path, "/"); !strings.HasPrefix(name, "version-") {
 			continue
 		}
-		if v, err := symlinktree.ParseVersion(e.Value); err == nil && v.Seq > at.Log.Seq {
-			at = logfile.Position{Log: logfile.Name{Seq: v.Seq, Host: v.Origin}, Offset: v.Pos}
+		if v, err := symlinktree.ParseVersion(e.Value); err == nil {
+			links[v.Seq] = v
+			last = max(last, v.Seq)
 		}
 	}
-	return at
+	v, ok := links[last]
+	for at := v.Pos; ok; {
+		list = append([]logfile.Position{{Log: logName(v.Seq), Offset: at}}, list...)
+		prev, known := v.Predecessor()
+		if !known {
+			break
+		}
+		at = prev.Pos
+		v, ok = links[prev.Seq]
+	}
+	return list
 }
 
 // unneeded is a log that is on the disk, or 0.
