@@ -146,7 +146,7 @@ func TestV25Twice(t *testing.T) {
 		refused bool // the second time
 	}{
 		{b, "pause-fetch r0", false}, {b, "pause-replay r0", false}, {b, "pause-sync r0", false}, {b, "detach r0", false}, {b, "attach r0", false},
-		{b, "resume-sync-global r0", false}, {b, "down r0", false}, {b, "up r0", false}, {b, "set-emergency-limit r0 100", false},
+		{b, "resume-sync-global r0", false}, {b, "down r0", false}, {b, "up r0", false}, {b, "set-emergency-limit r0 1", false},
 		{b, "set-connect-pref-list r0 hosta", false}, {b, "set-global-sync-limit-value 2", false}, {b, "set-global-enabled-log-compressions COMPRESS_LZ4", false},
 		{a, "create-cluster", true}, {b, "join-cluster hosta " + a.Addr, true}, {a, "create-resource r0 " + a.Path("disk"), true},
 		{a, "create-resource r1 " + a.Disk("more", mib), true}, {b, "wait-cluster", false}, {b, "join-resource r0 " + diskB, true},

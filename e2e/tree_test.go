@@ -263,7 +263,7 @@ func (d *driver) order() (args []string, link string) {
 	res := fmt.Sprintf("r%d", d.rnd.IntN(5))
 	host := d.c.Nodes[d.rnd.IntN(3)].Name
 	if d.rnd.IntN(3) == 0 {
-		n := 90 + d.rnd.IntN(11) // not what would really be an emergency
+		n := d.rnd.IntN(10) // percent of space that must be left: no real emergency
 		return []string{"set-emergency-limit", res, fmt.Sprint(n), "--host=" + host}, "resource-" + res + "/todo-" + host + "/emergency-limit"
 	}
 	verbs := []string{"pause-fetch", "resume-fetch", "pause-replay", "resume-replay", "pause-sync", "resume-sync", "disconnect", "connect",
@@ -311,7 +311,7 @@ func (d *driver) some(ctx context.Context) {
 		other := slices.Clone(args)
 		switch { // the contrary
 		case args[0] == "set-emergency-limit":
-			other[2] = fmt.Sprint(90 + d.rnd.IntN(11))
+			other[2] = fmt.Sprint(d.rnd.IntN(10))
 		case strings.HasPrefix(args[0], "pause-"):
 			other[0] = "resume-" + strings.TrimPrefix(args[0], "pause-")
 		case strings.HasPrefix(args[0], "resume-"):
