@@ -26,11 +26,11 @@ lint:
 	$(GO) mod tidy -diff
 
 unit:
-	$(GO) test -race -timeout 10m $$($(GO) list ./... | grep -v '/e2e$$')
-	$(GO) test -timeout 10m -run TestSweep ./device/sweep # 20,000 crash points; with -race, above, a sample
+	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v '/e2e$$')
+	$(GO) test -timeout 20m -run TestSweep ./device/sweep # 20,000 crash points; with -race, above, a sample
 
 e2e: ## short forms of the scenarios in docs/OPERATIONS.md with real processes
-	@skips=$$(mktemp); MARS_SKIPS=$$skips $(GO) test -race -timeout 15m -count=1 ./e2e; code=$$?; \
+	@skips=$$(mktemp); MARS_SKIPS=$$skips $(GO) test -race -timeout 30m -count=1 ./e2e; code=$$?; \
 	if [ -s $$skips ]; then echo "e2e: $$(wc -l < $$skips) tests were skipped:"; cat $$skips; fi; rm -f $$skips; exit $$code
 
 soak: deps ## long forms: MARS_SOAK is the time per scenario

@@ -71,6 +71,9 @@ func (w *worker) act(a Action) {
 	}
 }
 
+// minIndex is the smallest index that lets a resource work, in extents.
+const minIndex = 1024
+
 // attach opens disk and engine at the position of the replay link. The chain is
 // opened anew: an administrator may have changed logfiles while detached.
 func (w *worker) attach(ctx context.Context) (func(), error) {
@@ -96,7 +99,8 @@ func (w *worker) attach(ctx context.Context) (func(), error) {
 		Journal: &journal{w}, Now: func() time.Time { return w.n.tree.Clock().Now().Time() }, Log: w.log,
 		DirectPatience: w.n.directPatience(),
 		Durability:     w.n.cfg.Durability, SyncInterval: w.n.cfg.SyncInterval, WritebackAge: w.n.cfg.WritebackAge,
-		Events: w.event,
+		IndexLimit: max(minIndex, int(w.n.cfg.IndexMemory/device.ExtentBytes)),
+		Events:     w.event,
 	}, from, in.pos.Min+in.pos.Len)
 	if err != nil {
 		return nil, errors.Join(err, chain.Close(), disk.Close())

@@ -53,6 +53,7 @@ type Config struct {
 	// a quota does not give.
 	EmergencyHold time.Duration
 	WritebackAge  time.Duration // dirty data older than this is written to the disk
+	IndexMemory   int64         // bytes for the index of dirty data, per resource; writers wait beyond it
 	// DiskPatience is how long a role change waits for a disk that is slow or broken.
 	// Its log has everything; the change must not hang on it.
 	DiskPatience time.Duration
@@ -127,6 +128,7 @@ func DefaultConfig(root, node string) Config {
 		FirstContact:  5 * time.Second,
 		SyncInterval:  20 * time.Millisecond,
 		WritebackAge:  2 * time.Second,
+		IndexMemory:   96 << 20,
 		DiskPatience:  20 * time.Second,
 		FS:            vfs.OS,
 		Now:           time.Now,

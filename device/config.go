@@ -118,6 +118,9 @@ type EngineConfig struct {
 	knobs knobs
 }
 
+// ExtentBytes is what an extent of the index costs on average, in bytes of memory.
+const ExtentBytes = 48
+
 // DefaultEngineConfig are the settings that withDefaults fills in.
 func DefaultEngineConfig() EngineConfig {
 	return EngineConfig{

@@ -42,6 +42,10 @@ func modelRun(t *testing.T, seed uint64, tune func(*EngineConfig)) {
 	w := newWorld(t, seed, size, base, tune)
 	start, _ := w.jour.get()
 	w.primary()
+	units := []int64{1, 512, 4096}
+	if w.config().ZeroesAsWrites {
+		units[0] = 512 // for the original, which knows sectors only
+	}
 	for range 250 {
 		switch n := r.IntN(100); {
 		case n < 55:
@@ -51,7 +55,7 @@ func modelRun(t *testing.T, seed uint64, tune func(*EngineConfig)) {
 				if r.IntN(10) == 0 {
 					longest = 128 << 10
 				}
-				op := randomOp(r, size, longest, []int64{1, 512, 4096}[r.IntN(3)])
+				op := randomOp(r, size, longest, units[r.IntN(3)])
 				apply(model, &op)
 				ops = append(ops, op)
 			}

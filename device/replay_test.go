@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"syscall"
 	"testing"
 	"time"
 
@@ -311,9 +312,10 @@ func TestReplayBeyondTheDevice(t *testing.T) {
 func TestReplayPackedZeros(t *testing.T) {
 	w := newWorld(t, 6, 256<<10, bytes.Repeat([]byte{1}, 256<<10), func(c *EngineConfig) { c.ZeroesAsWrites, c.WritebackAge = true, time.Hour })
 	w.primary()
-	must(t, w.e.Submit([]nbd.Op{{Kind: nbd.OpTrim, Off: 1000, Len: 200 << 10}}))
+	wantErr(t, w.e.Submit([]nbd.Op{{Kind: nbd.OpTrim, Off: 1000, Len: 200 << 10}}), syscall.EINVAL, "whole sectors")
+	must(t, w.e.Submit([]nbd.Op{{Kind: nbd.OpTrim, Off: 1024, Len: 200 << 10}}))
 	want := bytes.Repeat([]byte{1}, 256<<10)
-	clear(want[1000 : 1000+200<<10])
+	clear(want[1024 : 1024+200<<10])
 	must(t, diff(w.content(), want))
 	if n := w.e.idx.end().Offset; n > 4000 {
 		t.Fatalf("200 KiB of zeros take %d bytes of log", n)

@@ -155,6 +155,8 @@ func (e *Engine) append(b *batch) error {
 		return e.failLog(w, err)
 	}
 	if e.cfg.Durability == DurabilityAlways || w.End()-w.Durable() > maxUnsynced {
+		e.sync.awaited.Add(1)
+		defer e.sync.served()
 		if err := e.syncWriter(w); err != nil {
 			return err
 		}
