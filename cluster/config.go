@@ -128,7 +128,7 @@ func DefaultConfig(root, node string) Config {
 		FirstContact:  5 * time.Second,
 		SyncInterval:  20 * time.Millisecond,
 		WritebackAge:  2 * time.Second,
-		IndexMemory:   96 << 20,
+		IndexMemory:   128 << 20,
 		DiskPatience:  20 * time.Second,
 		FS:            vfs.OS,
 		Now:           time.Now,

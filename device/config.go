@@ -97,7 +97,7 @@ type EngineConfig struct {
 
 	Durability     Durability
 	MaxRecord      int           // payload bytes of one record; default logfile.MaxPayload
-	IndexLimit     int           // extents held, about 48 bytes each; writers wait beyond it, and are slowed down from a quarter on. Default 2<<20
+	IndexLimit     int           // extents held, about ExtentBytes each; writers wait beyond it, and are slowed down from a quarter on. Default 2<<20
 	WritebackAge   time.Duration // oldest dirty data before writeback starts. Default 2 s
 	WritebackBytes int64         // logged bytes that start writeback at once. Default 256 MiB
 	WritebackJobs  int           // disk writes in flight. Default 4
@@ -118,8 +118,8 @@ type EngineConfig struct {
 	knobs knobs
 }
 
-// ExtentBytes is what an extent of the index costs on average, in bytes of memory.
-const ExtentBytes = 48
+// ExtentBytes is what an extent of the index costs, in bytes of memory.
+const ExtentBytes = 64
 
 // DefaultEngineConfig are the settings that withDefaults fills in.
 func DefaultEngineConfig() EngineConfig {

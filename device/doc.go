@@ -35,7 +35,7 @@
 //     damaged, or ends, before something that is known to be durable changes nothing, says
 //     where, why and how much is behind it (DamageError), and gives it up only by force.
 //   - TRIM and WRITE_ZEROES read as zeros afterwards, here and on every secondary.
-//   - Memory is bounded by EngineConfig.IndexLimit, about 48 bytes an extent; writers
+//   - Memory is bounded by EngineConfig.IndexLimit, about 64 bytes an extent; writers
 //     wait beyond it and are not failed.
 //   - A node writes only logs that carry its name (P7), and no log twice.
 //

@@ -13,7 +13,7 @@ const (
 )
 
 // extent maps a device range to logged content. 32 bytes; with the fill of the
-// leaves about 48 bytes each.
+// leaves about 64 bytes each.
 type extent struct {
 	off, len int64
 	pos      int64

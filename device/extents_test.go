@@ -100,7 +100,7 @@ func TestExtentMap(t *testing.T) {
 	}
 }
 
-// The memory of an extent must stay near 48 bytes whatever the order of writes.
+// The memory of an extent must stay near 64 bytes whatever the order of writes.
 func TestExtentMapMemory(t *testing.T) {
 	const n = 40000
 	orders := map[string]func(i int) int64{

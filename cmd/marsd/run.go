@@ -78,7 +78,7 @@ func (o *options) flags(f *pflag.FlagSet) {
 	f.DurationVar(&c.Publish, "publish-interval", c.Publish, "progress links change at most this often")
 	f.DurationVar(&c.RetryMax, "retry-max", c.RetryMax, "longest pause between two tries to reach a peer")
 	f.DurationVar(&c.WritebackAge, "writeback-age", c.WritebackAge, "dirty data older than this goes to the disk")
-	f.StringVar(&o.index, "index-memory", strconv.FormatInt(c.IndexMemory, 10), "bytes of memory per resource for the index of data that is logged and not yet on the disk (48 per extent); writers are slowed down from a quarter on and wait beyond; K, M, G are understood")
+	f.StringVar(&o.index, "index-memory", strconv.FormatInt(c.IndexMemory, 10), "bytes of memory per resource for the index of data that is logged and not yet on the disk (64 per extent); writers are slowed down from a quarter on and wait beyond; K, M, G are understood")
 	f.StringVar(&o.config, "config", "", "file with lines FLAG = VALUE; flags on the command line win; read again on SIGHUP")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 }
