@@ -43,7 +43,8 @@ type direct struct {
 	on    atomic.Bool
 	mu    sync.RWMutex  // held for reading by a request on the disk, for writing to open or close the way
 	epoch atomic.Uint64 // odd while on: counts openings and closings
-	clean atomic.Uint64 // disk epoch of the last flush whose failure, if any, a client was told
+	clean atomic.Uint64 // disk epoch of the last flush whose failure, if any, a client was told or is owed
+	owed  atomic.Pointer[error]
 }
 
 func (d *direct) open(diskEpoch uint64) {
@@ -215,15 +216,16 @@ func (e *Engine) retire() error {
 // stopDirect ends the way around the log, with all of it flushed.
 func (e *Engine) stopDirect() error {
 	d := &e.direct
-	if err := e.disk.FlushSince(d.clean.Load()); err != nil { // most of it, while requests go on
-		return e.directFailed(err)
+	if err := e.flushDirect(false); err != nil { // most of it, while requests go on
+		return err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := e.disk.FlushSince(d.clean.Load()); err != nil {
-		return e.directFailed(err)
+	if err := e.flushDirect(false); err != nil {
+		return err
 	}
 	d.shut()
+	d.owed.Store(nil) // whoever comes to the device later has not written that
 	return nil
 }
 
@@ -237,10 +239,10 @@ func (e *Engine) resumeLog(op string, name logfile.Name) error {
 		return fmt.Errorf("%s: %w", op, err)
 	}
 	d := &e.direct
-	if err = e.flushDirect(); err == nil { // most of it, while requests go on
+	if err = e.flushDirect(false); err == nil { // most of it, while requests go on
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		err = e.flushDirect()
+		err = e.flushDirect(false)
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("%s: %w", op, err), ref.writer.Load().Close())
@@ -251,17 +253,21 @@ func (e *Engine) resumeLog(op string, name logfile.Name) error {
 	return nil
 }
 
-// flushDirect makes durable what went around the log.
-func (e *Engine) flushDirect() error {
+// flushDirect makes durable what went around the log. A failure counts once, as on any disk: later
+// flushes say nothing about what was lost here. If no client is told of it now, the next one that
+// flushes is.
+func (e *Engine) flushDirect(told bool) error {
 	if e.cfg.knobs.skipDirectFlush {
 		return nil
 	}
 	d := &e.direct
 	err := e.disk.FlushSince(d.clean.Load())
 	if err != nil {
-		// Somebody is told now. As on any disk, later flushes say nothing about what was lost here.
 		d.clean.Store(e.disk.Epoch())
 		err = e.directFailed(err)
+		if !told {
+			d.owed.Store(&err)
+		}
 	}
 	return err
 }
@@ -305,7 +311,7 @@ func (e *Engine) submitDirect(ops []nbd.Op) (done bool, err error) {
 		bytes += op.Len
 	}
 	if e.cfg.Durability == DurabilityAlways {
-		if err := e.flushDirect(); err != nil {
+		if err := e.flushDirect(true); err != nil {
 			return true, err
 		}
 	}
@@ -315,15 +321,15 @@ func (e *Engine) submitDirect(ops []nbd.Op) (done bool, err error) {
 	return true, nil
 }
 
-// syncDirect is a FLUSH if the way around the log is open.
-func (e *Engine) syncDirect() (done bool, err error) {
+// syncDirect is a FLUSH if the way around the log is open; awaited says that a client waits for it.
+func (e *Engine) syncDirect(awaited bool) (done bool, err error) {
 	d := &e.direct
 	d.mu.RLock()
 	defer d.mu.RUnlock()
 	if !d.on.Load() {
 		return false, nil
 	}
-	return true, e.flushDirect()
+	return true, e.flushDirect(awaited)
 }
 
 // passing reports whether a request that failed with err can be tried again soon: there

@@ -291,8 +291,30 @@ func TestDirectDiskError(t *testing.T) {
 		t.Errorf("mode %v", w.e.Status().Mode)
 	}
 	repair()
-	must(t, w.flush())
 	must(t, w.e.StartLogging(name(holeSeq, "a")))
+	// What the failed attempt to log again has lost was never flushed: its writer must hear of it.
+	if err := w.flush(); !errors.Is(err, syscall.EIO) {
+		t.Fatalf("the first flush after bytes were lost: %v", err)
+	}
+	must(t, w.flush())
+}
+
+// A flush that fails when the role is given up does not keep it for ever: no client is there any
+// more that could take the error.
+func TestDirectStopsOnBrokenDisk(t *testing.T) {
+	w, model := emergency(t, 8, nil)
+	w.direct()
+	w.put(model, 0, 1, 512)
+	repair := w.fs.Inject(crashfs.Fault{Ops: crashfs.OpDatasync, Path: diskPath, Err: syscall.EIO})
+	if err := w.e.StopLogging(context.Background()); !errors.Is(err, syscall.EIO) {
+		t.Fatalf("stopped on a disk that cannot be flushed: %v", err)
+	}
+	if mode := w.e.Status().Mode; mode != Direct {
+		t.Errorf("mode %v", mode)
+	}
+	repair()
+	must(t, w.e.StopLogging(context.Background()))
+	must(t, w.flush())
 }
 
 // directCut is a power cut somewhere around emergency mode.

@@ -413,13 +413,19 @@ func (e *Engine) syncLoop() {
 // syncAll makes durable what has been written so far, in whichever way; awaited says that a client
 // waits for it.
 func (e *Engine) syncAll(awaited bool) error {
+	if awaited {
+		if owed := e.direct.owed.Swap(nil); owed != nil {
+			return *owed
+		}
+	}
 	if !e.direct.on.Load() {
 		err := e.syncLog(awaited)
 		if err == nil || !awaited || !e.passing(err) {
 			return err
 		}
 	}
-	return e.detour(errCeased, e.syncDirect, func() error { return e.syncLog(awaited) })
+	return e.detour(errCeased, func() (bool, error) { return e.syncDirect(awaited) },
+		func() error { return e.syncLog(awaited) })
 }
 
 // syncLog makes durable what has been appended so far; awaited says that a client waits for it.
