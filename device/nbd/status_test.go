@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -226,9 +227,12 @@ func TestStatusOfBadBackends(t *testing.T) {
 }
 
 func TestFastZeroAndCache(t *testing.T) {
+	var mu sync.Mutex
 	var fetched []int64
 	h := &sparseHook{hookBackend: &hookBackend{Memory: NewMemory(1 << 20)}, slow: true}
 	h.prefetch = func(off, length int64) error {
+		mu.Lock()
+		defer mu.Unlock()
 		fetched = append(fetched, off, length)
 		if off == 0 {
 			return errors.New("unreadable")
@@ -254,6 +258,8 @@ func TestFastZeroAndCache(t *testing.T) {
 	send(nbdproto.CmdCache, 0, 8192, 0)
 	send(nbdproto.CmdCache, 0, 0, nbdproto.EIO)
 	send(nbdproto.CmdCache, 0, 1<<20, nbdproto.EINVAL)
+	mu.Lock()
+	defer mu.Unlock()
 	if fmt.Sprint(fetched) != "[8192 4096 0 4096]" {
 		t.Errorf("prefetched %v", fetched)
 	}

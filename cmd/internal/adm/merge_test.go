@@ -22,7 +22,9 @@ func (r *rig) probed(know map[string]map[string]string) {
 			if q, ok := tree.Get(symlinktree.LocalPath(r.node, "probe")); ok {
 				words := strings.Fields(q)
 				for name, v := range know[words[0]] {
-					_ = tree.Touch(symlinktree.ProbePath(r.node, name), v)
+					if name != neverMerges {
+						_ = tree.Touch(symlinktree.ProbePath(r.node, name), v)
+					}
 				}
 				if _, merging := tree.Get(mergeRequest(r.node)); merging {
 					for _, h := range symlinktree.Hosts(tree) {
@@ -36,7 +38,7 @@ func (r *rig) probed(know map[string]map[string]string) {
 				}
 				_ = tree.Unlink(symlinktree.LocalPath(r.node, "probe"))
 			}
-			if peer, merging := tree.Get(mergeRequest(r.node)); merging && know[peer]["never"] == "" {
+			if peer, merging := tree.Get(mergeRequest(r.node)); merging && know[peer][neverMerges] == "" {
 				_ = tree.Set(symlinktree.UUIDPath, know[peer]["uuid"])
 				for name, v := range know[peer] {
 					if h, ok := symlinktree.HostOf(name, "ip"); ok {
@@ -54,6 +56,9 @@ func (r *rig) probed(know map[string]map[string]string) {
 	r.t.Cleanup(func() { close(quit); wg.Wait() })
 }
 
+// neverMerges marks a peer of the stand-in that answers and then does nothing.
+const neverMerges = "never"
+
 func mergeRig(t *testing.T) *rig {
 	r := newRig(t, "hosta")
 	r.use("alone")
@@ -65,7 +70,7 @@ func mergeRig(t *testing.T) *rig {
 		"hostr": {"uuid": "hostr_1.000000000", "ip-hostr": "10.9.1.1", "resource-r0": "4096"},
 		"hosti": {"uuid": "hosti_1.000000000", "ip-hosti": "10.9.1.1", "ip-hosta": "10.9.7.7"},
 		"hostn": {"ip-hostn": "10.9.1.1"},
-		"hostl": {"uuid": "hostl_1.000000000", "ip-hostl": "10.9.1.1", "never": "1"},
+		"hostl": {"uuid": "hostl_1.000000000", "ip-hostl": "10.9.1.1", neverMerges: "1"},
 	})
 	return r
 }
