@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"mars/cmd/internal/macro"
 )
 
 // arity says whether an option has a value.
@@ -201,7 +203,7 @@ func (n normalised) finish(opts []string) normalised {
 func unknownOption(name string) error {
 	best, least := "", 4
 	for _, o := range globalOptions {
-		if d := distance(strings.TrimLeft(name, "-"), o.name); d < least && !o.ignored {
+		if d := macro.Distance(strings.TrimLeft(name, "-"), o.name); d < least && !o.ignored {
 			best, least = o.name, d
 		}
 	}
@@ -219,24 +221,4 @@ func isNumber(s string) bool {
 		}
 	}
 	return s != ""
-}
-
-// distance is the edit distance of two short words.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		diag := row[0]
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := diag
-			if a[i-1] != b[j-1] {
-				cost++
-			}
-			diag, row[j] = row[j], min(cost, row[j]+1, row[j-1]+1)
-		}
-	}
-	return row[len(b)]
 }

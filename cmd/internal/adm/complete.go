@@ -183,7 +183,7 @@ func (c *completer) values(v *verb, place int) ([]string, cobra.ShellCompDirecti
 	case strings.Contains(name, "compressions") && strings.HasPrefix(name, "set-"):
 		return flagNames(compressionFlags), words
 	case strings.HasPrefix(name, "set-emergency-limit") && place == 0:
-		return []string{"0", "50", "60", "70", "80", "90"}, words
+		return []string{"0", "5", "10", "20", "30", "50"}, words
 	case name == "completion" && place == 0:
 		return []string{"bash", "zsh", "fish"}, words
 	case name == "help" && place == 0:

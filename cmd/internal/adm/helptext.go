@@ -64,7 +64,7 @@ var details = map[string]detail{
 	"systemd-trigger":        {"To be used after templates have changed.", "marsadm systemd-trigger all"},
 	"systemd-trigger-extern": {"Starts the start unit if the services are wanted here, this host is primary and the device is there; else stops the stop unit.", "marsadm systemd-trigger-extern r0"},
 
-	"set-emergency-limit":         {"PERCENT of the root's file system; 0 takes the limit away.", "marsadm set-emergency-limit r0 80"},
+	"set-emergency-limit":         {"When less than PERCENT of the space behind the reserves of marsd is left on this host, the resource goes on without a log: the higher, the earlier. 0 takes the limit away.", "marsadm set-emergency-limit r0 20"},
 	"get-emergency-limit":         {"", "marsadm get-emergency-limit r0"},
 	"set-global-sync-limit-value": {"", "marsadm set-global-sync-limit-value 2"},
 	"get-global-sync-limit-value": {"", "marsadm get-global-sync-limit-value"},

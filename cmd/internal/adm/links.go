@@ -12,7 +12,7 @@ import (
 
 func linkVerbs() []verb {
 	return []verb{
-		{name: "set-emergency-limit", args: "RES PERCENT", help: "fill level at which the resource gives up logging", res: oneRes, min: 1, max: 1, each: setEmergencyLimit},
+		{name: "set-emergency-limit", args: "RES PERCENT", help: "how much space must be left, or the resource gives up logging", res: oneRes, min: 1, max: 1, each: setEmergencyLimit},
 		{name: "get-emergency-limit", args: "RES", help: "print it (nothing if unset)", res: oneRes, readOnly: true, each: getEmergencyLimit},
 		{name: "emergency-limit", args: "RES PERCENT", hidden: true, res: oneRes, min: 1, max: 1, each: setEmergencyLimit},
 		{name: "set-global-sync-limit-value", args: "N", help: "how many syncs may run at once here, 0 = any number", min: 1, max: 1, run: setSyncLimit},

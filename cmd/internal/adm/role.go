@@ -271,10 +271,11 @@ func primary(ctx context.Context, j *job) error {
 	switch {
 	case j.forced():
 		j.warnForced(old)
-		if err := j.giveUp(); err != nil {
+		if err := j.awaitLinks(ctx, "fetch has stopped", linkIs{path: j.r.ActualPath(j.host, "is-copying"), want: "0"}); err != nil {
 			return err
 		}
-		if err := j.awaitLinks(ctx, "fetch has stopped", linkIs{path: j.r.ActualPath(j.host, "is-copying"), want: "0"}); err != nil {
+		// Last: what marsd gives up upon it does not come back if the command fails.
+		if err := j.giveUp(); err != nil {
 			return err
 		}
 	case designated != j.host:

@@ -316,7 +316,7 @@ func unknownMacro(name string) error {
 	e := &Refusal{Command: "view-" + name, Reason: "no such view", Hint: "marsadm help view lists them"}
 	best, least := "", 4
 	for _, m := range macro.All() {
-		if d := distance(name, m.Name); d < least {
+		if d := macro.Distance(name, m.Name); d < least {
 			best, least = m.Name, d
 		}
 	}

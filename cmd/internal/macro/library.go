@@ -161,15 +161,15 @@ func nearest(name string) string {
 		return ""
 	}
 	for _, m := range All() {
-		if d := distance(name, m.Name); d < least && d < len(name) {
+		if d := Distance(name, m.Name); d < least && d < len(name) {
 			best, least = m.Name, d
 		}
 	}
 	return best
 }
 
-// distance is the edit distance of two short words.
-func distance(a, b string) int {
+// Distance is the edit distance of two short words.
+func Distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {
 		row[j] = j

@@ -305,7 +305,7 @@ func infoMacros() []Macro {
 		prim("uuid", "", "identity of the cluster", func(c *Context, _ Args) string { return c.val(symlinktree.UUIDPath) }),
 		prim("time", "", "Lamport seconds", func(c *Context, _ Args) string { return c.Now.String() }),
 		prim("real-time", "", "seconds of this machine's clock", func(c *Context, _ Args) string { return symlinktree.Stamp(c.Real.UnixNano()).String() }),
-		prim("get-emergency-limit", "{host}", "percentage at which the resource gives up logging", func(c *Context, a Args) string {
+		prim("get-emergency-limit", "{host}", "percentage of the space that must be left, or the resource gives up logging", func(c *Context, a Args) string {
 			return c.val(c.todo(a.At(0, c.Host), symlinktree.SwitchEmergencyLimit))
 		}),
 		prim("global-sync-limit-value", "", "syncs that may run at once on the host, 0 = any number", func(c *Context, _ Args) string {

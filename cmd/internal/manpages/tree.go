@@ -30,7 +30,7 @@ func tree() string {
 		{"version-N-H", "DIGEST,log-N-ORIGIN,POS:PREDECESSOR: how long log N is as H knows it, and what came before it. From these links split brain is seen."},
 		{"maxnr", "The highest number of a log so far."},
 		{"todo-H/attach, connect, allow-replay, sync", "Switches: 1 or 0."},
-		{"todo-H/emergency-limit", "Fill level of the root in percent at which H stops logging the resource."},
+		{"todo-H/emergency-limit", "When less than this percentage of the space is left, H stops logging the resource."},
 		{"actual-H/is-attached, is-primary, is-copying, is-replaying, is-syncing, if-on, open-count", "What is the case at H."},
 		{"actual-H/replay-code, disk-error, has-emergency, log-damage, msg-*", "What is wrong there."},
 		{"systemd-start-unit, systemd-stop-unit, systemd-want", "Services that follow the primary, and where they are wanted."},
