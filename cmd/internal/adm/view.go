@@ -314,14 +314,8 @@ func (s *session) settle(res string) {
 
 func unknownMacro(name string) error {
 	e := &Refusal{Command: "view-" + name, Reason: "no such view", Hint: "marsadm help view lists them"}
-	best, least := "", 4
-	for _, m := range macro.All() {
-		if d := macro.Distance(name, m.Name); d < least {
-			best, least = m.Name, d
-		}
-	}
-	if best != "" {
-		e.Hint = "did you mean view-" + best + "?"
+	if near := macro.Nearest(name); near != "" {
+		e.Hint = "did you mean view-" + near + "?"
 	}
 	return e
 }

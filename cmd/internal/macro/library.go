@@ -85,7 +85,7 @@ func (l *Library) find(name string) (definition, error) {
 	switch {
 	case !known:
 		e := &UnknownError{Name: name}
-		if near := nearest(base); near != "" {
+		if near := Nearest(base); near != "" {
 			e.Near = near
 		}
 		return definition{}, e
@@ -154,8 +154,8 @@ func (e *UnknownError) Error() string {
 // Is makes errors.Is(err, ErrUnknown) true.
 func (e *UnknownError) Is(target error) bool { return target == ErrUnknown }
 
-// nearest is the macro whose name is most similar, if any is.
-func nearest(name string) string {
+// Nearest is the macro whose name is most similar, if any is.
+func Nearest(name string) string {
 	best, least := "", 4
 	if len(name) > 60 {
 		return ""

@@ -41,6 +41,10 @@ func (e *Engine) Generate(ctx context.Context, units []string, vars Vars) (Repor
 	}
 	seen := make(map[string]bool)
 	var start, enable []string
+	// What has been written and not announced, because that failed, is announced again.
+	pending := filepath.Join(e.cfg.UnitDir, ".marsadm-pending-"+vars["res"])
+	_, statErr := os.Lstat(pending)
+	again := statErr == nil
 	for queue := slices.Clone(units); len(queue) > 0; queue = queue[1:] {
 		name := queue[0]
 		if name == "" || seen[name] {
@@ -61,7 +65,12 @@ func (e *Engine) Generate(ctx context.Context, units []string, vars Vars) (Repor
 		if err != nil {
 			return rep, err
 		}
-		if !changed {
+		if changed && !again && len(rep.Written) == 0 {
+			if err := errors.Join(os.MkdirAll(e.cfg.UnitDir, 0o755), os.WriteFile(pending, nil, 0o600)); err != nil {
+				return rep, err
+			}
+		}
+		if !changed && !again {
 			rep.Same = append(rep.Same, name)
 			continue
 		}
@@ -73,7 +82,13 @@ func (e *Engine) Generate(ctx context.Context, units []string, vars Vars) (Repor
 			enable = append(enable, name)
 		}
 	}
-	return rep, e.announce(ctx, rep.Written, enable, start)
+	if err := e.announce(ctx, rep.Written, enable, start); err != nil {
+		return rep, err
+	}
+	if err := os.Remove(pending); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return rep, err
+	}
+	return rep, nil
 }
 
 // announce makes systemd read what has been written.

@@ -248,6 +248,17 @@ func TestGenerateRefuses(t *testing.T) {
 	r.file("units/mine.service", "[Service]\nExecStart=/bin/true\n")
 	e := New(r.cfg)
 	vars := Vars{"res": "r0"}
+	r.file("first/open.service", "x\n")
+	open := filepath.Join(r.dir, "first/open.service")
+	if err := os.Chmod(open, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Generate(ctx, []string{"open.service"}, vars); err == nil || !strings.Contains(err.Error(), "written by others") {
+		t.Errorf("a template of anybody: %v", err)
+	}
+	if err := os.Remove(open); err != nil {
+		t.Fatal(err)
+	}
 	for unit, want := range map[string]string{
 		"bad-r0.service": `unknown variable "nothing"`, "mine.service": "has not been generated", "../x.service": "not the name of a unit", "x.conf": "ends in none",
 	} {
@@ -267,6 +278,26 @@ func TestGenerateRefuses(t *testing.T) {
 }
 
 // A refused job is tried again, not for ever; what the program said is kept.
+// What systemd could not be told of is told again, although the files are the same by then.
+func TestGenerateAgain(t *testing.T) {
+	r := newRig(t)
+	r.file("first/a.service", "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=x.target\n")
+	e, ctx, vars := New(r.cfg), context.Background(), Vars{"res": "r0"}
+	r.file("fail", "1\n")
+	if _, err := e.Generate(ctx, []string{"a.service"}, vars); err == nil {
+		t.Fatal("systemctl has failed, Generate has not")
+	}
+	r.calls()
+	for _, want := range []string{"daemon-reload; enable a.service", ""} {
+		if _, err := e.Generate(ctx, []string{"a.service"}, vars); err != nil {
+			t.Fatal(err)
+		}
+		if got := r.calls(); got != want {
+			t.Errorf("systemctl %q, want %q", got, want)
+		}
+	}
+}
+
 func TestRetry(t *testing.T) {
 	r := newRig(t)
 	e := New(r.cfg)

@@ -68,6 +68,10 @@ func loadTemplate(path string) (Template, error) {
 	if !st.Mode().IsRegular() || st.Size() > maxTemplate {
 		return Template{}, fmt.Errorf("template %s is not a regular file of at most %d bytes", path, maxTemplate)
 	}
+	if st.Mode().Perm()&0o022 != 0 {
+		// What is in it runs as root.
+		return Template{}, fmt.Errorf("template %s may be written by others than its owner; chmod go-w it", path)
+	}
 	body, err := os.ReadFile(path)
 	if err != nil {
 		return Template{}, err
