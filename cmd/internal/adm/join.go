@@ -72,9 +72,9 @@ type joinResourceInput struct {
 	force    bool
 }
 
-// checkJoin is pure. It is asked twice: with what is known at first, and again
+// checkJoin is pure. It is asked twice: with what is known of the cluster, and again
 // when the latest news of the resource are here.
-func checkJoin(t macro.Tree, in joinResourceInput, final bool) error {
+func checkJoin(t macro.Tree, in joinResourceInput) error {
 	r, h := in.res, in.host
 	if has(t, r.DataPath(h)) && !in.force {
 		return refuse(fmt.Sprintf("marsadm invalidate %s copies everything anew", r), "%s is a member already", h)
@@ -86,19 +86,15 @@ func checkJoin(t macro.Tree, in joinResourceInput, final bool) error {
 		return err
 	}
 	text, known := t.Get(r.SizePath())
-	if !known && final {
+	if !known {
 		return refuse("resources known here: "+words(macro.Resources(t)), "no such resource in the cluster")
 	}
 	size := macro.Number(text)
 	switch {
-	case !known:
-		return nil
 	case in.size != 0 && in.size != size:
 		return refuse("leave the size out", "its size is %d, not %d", size, in.size)
 	case in.diskSize < size && !in.force:
 		return refuse("use a bigger disk", "%s has %d bytes, but the resource has %d", in.disk, in.diskSize, size)
-	case !final:
-		return nil
 	}
 	src, err := findSource(t, r, h)
 	if err != nil || in.force {
@@ -163,19 +159,23 @@ func joinResource(ctx context.Context, j *job) error {
 			return err
 		}
 	}
-	if err := checkJoin(j.tree, in, true); err != nil {
+	if err := checkJoin(j.tree, in); err != nil {
 		return err
 	}
+	member := has(j.tree, j.r.DataPath(j.host)) // with --force
 	err = j.activate(ctx, in)
 	if err == nil {
-		err = checkJoin(j.tree, in, true)
+		err = checkJoin(j.tree, in)
 	}
 	if err == nil {
 		err = j.purge(j.forced())
 	}
-	if err != nil {
+	if err != nil && !member {
 		// A guest by accident is of no use to anybody.
 		return errors.Join(err, j.apply([]op{del(j.r.DevicePath(j.host)), del(j.r.ActualPath(j.host, "if-on"))}))
+	}
+	if err != nil {
+		return err
 	}
 	for range joinRounds {
 		if err := j.joinOnce(ctx, in); !errors.Is(err, errRace) {
