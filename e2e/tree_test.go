@@ -75,6 +75,7 @@ func readLink(path string) (sighting, bool) {
 
 // treeOracle judges what watchers see of the trees of all nodes (reference 8.8).
 type treeOracle struct {
+	looking sync.Mutex
 	mu      sync.Mutex
 	last    map[string]map[string]sighting // by node
 	best    map[string]sighting            // the newest that anybody has had
@@ -214,6 +215,8 @@ func (o *treeOracle) watch(c *Cluster) (end func()) {
 }
 
 func (o *treeOracle) lookAt(n *Node) map[string]sighting {
+	o.looking.Lock() // or an older look comes in after a newer one
+	defer o.looking.Unlock()
 	links, temps := readTree(n.Root())
 	o.see(n.Name, links, temps, func(path string) bool {
 		_, err := os.Lstat(filepath.Join(n.Root(), path))
