@@ -435,6 +435,11 @@ func (w *worker) publishAfter(before int, log logfile.Name, pos int64) error {
 		if before, err := symlinktree.ParseVersion(prev); err == nil {
 			chain, _ := w.shared.get()
 			size, err := chain.Durable(nameOf(before))
+			// Where others say that log builds on less of it, the rest of the file belongs to a branch
+			// that was given up (invalidate).
+			if at := readVersions(w.n.tree.Snapshot(), w.r).leftAt(nameOf(before), log, w.n.cfg.Node); at >= 0 {
+				size = min(size, at)
+			}
 			if err == nil && size != before.Pos {
 				if err := w.publishVersion(nameOf(before), size); err != nil {
 					return err

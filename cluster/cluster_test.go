@@ -449,9 +449,7 @@ func TestSplitBrainByLinks(t *testing.T) {
 	d := "resource-r0/"
 	a.put(d+"todo-a/attach", "0", d+"todo-a/connect", "0", d+"todo-a/sync", "0", d+"todo-a/allow-replay", "0")
 	a.awaitLink(d+"actual-a/is-attached", "0")
-	a.edit(func(tr *symlinktree.Tree) error {
-		return errors.Join(tr.Delete(d+"log-000000001-a"), tr.Delete(d+"syncpos-a"))
-	})
+	a.edit(func(tr *symlinktree.Tree) error { return tr.Delete(d + "syncpos-a") }) // the longer log stays on a
 	vb := a.get(d + "version-000000002-b")
 	a.put(d+"syncstatus-a", "0", d+"replay-a", "log-000000002-b,0,0",
 		d+"version-000000001-a", a.get(d+"version-000000001-b"), d+"version-000000002-a", vb, d+"skip-check-a", "2")
@@ -459,6 +457,14 @@ func TestSplitBrainByLinks(t *testing.T) {
 	a.put(d+"todo-a/attach", "1", d+"todo-a/connect", "1", d+"todo-a/sync", "1", d+"todo-a/allow-replay", "1")
 	a.await("has the winner's content", func() bool { return settled(b, a, "r0") && a.diskSum() == winner })
 	a.awaitLink(d+"actual-a/msg-err-splitbrain-detected", "OK")
+	for _, n := range []*testNode{a, b} {
+		for _, seq := range []string{"1", "2"} {
+			va, vb := n.get(d+"version-00000000"+seq+"-a"), n.get(d+"version-00000000"+seq+"-b")
+			if va != vb {
+				t.Errorf("version links of log %s after the end of the split brain: %s and %s", seq, va, vb)
+			}
+		}
+	}
 	cb.Close()
 }
 

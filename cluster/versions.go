@@ -102,6 +102,21 @@ func (v versions) successors(log logfile.Name) map[logfile.Name]symlinktree.Vers
 	return out
 }
 
+// leftAt is the length of log on which its successor next builds, as the others than node say;
+// -1 if none does.
+func (v versions) leftAt(log, next logfile.Name, node string) int64 {
+	at := int64(-1)
+	for host, l := range v.bySeq[next.Seq] {
+		if host == node || nameOf(l) != next {
+			continue
+		}
+		if prev, ok := l.Predecessor(); ok && nameOf(prev) == log && (at < 0 || prev.Pos < at) {
+			at = prev.Pos
+		}
+	}
+	return at
+}
+
 // final is the length at which log was left for its successor, -1 while it may
 // grow. Where two branches left it, the earlier one: nothing may be copied past a
 // fork (scenario V14).
