@@ -196,6 +196,7 @@ func TestLogFull(t *testing.T) {
 		}
 	}
 	t.Cleanup(umount)
+	a.Args = append(a.Args, "--emergency=false") // or the device would go on without a log
 	a.Adm("create-cluster", "--ip="+a.Addr)
 	a.Start()
 	b.copySecret(a)
