@@ -123,6 +123,9 @@ func leave(w *world, n *Node, args ...string) []byte {
 // does not.
 func TestV24LeaveDuringSync(t *testing.T) {
 	t.Parallel()
+	if soak(t) == 0 {
+		skip(t, "leaving in the middle of a sync takes minutes; make soak has it")
+	}
 	c := NewCluster(t, 2, WithNetwork(), WithArgs(fastArgs...))
 	a, b := c.Nodes[0], c.Nodes[1]
 	w := newWorld(t, c, 16*mib)
