@@ -126,7 +126,7 @@ func TestV18NBD(t *testing.T) {
 	t.Run("matrix", func(t *testing.T) {
 		for _, uri := range []string{a.URI("r0"), secure} {
 			tool(t, "nbdsh", "-u", uri, "-c", matrixScript)
-			tool(t, "nbdsh", "-c", "h.set_request_structured_replies(False)", "-u", uri, "-c", matrixScript)
+			tool(t, "nbdsh", "-c", "h.set_request_structured_replies(False); h.set_uri_allow_local_file(True)", "-u", uri, "-c", matrixScript)
 		}
 	})
 	t.Run("without TLS", func(t *testing.T) {
