@@ -125,8 +125,10 @@ func TestV18NBD(t *testing.T) {
 
 	t.Run("matrix", func(t *testing.T) {
 		for _, uri := range []string{a.URI("r0"), secure} {
-			tool(t, "nbdsh", "-u", uri, "-c", matrixScript)
-			tool(t, "nbdsh", "-c", "h.set_request_structured_replies(False); h.set_uri_allow_local_file(True)", "-u", uri, "-c", matrixScript)
+			for _, structured := range []string{"True", "False"} {
+				connect := fmt.Sprintf("h.set_request_structured_replies(%s)\nh.set_uri_allow_local_file(True)\nh.connect_uri(%q)", structured, uri)
+				tool(t, "nbdsh", "-c", connect, "-c", matrixScript)
+			}
 		}
 	})
 	t.Run("without TLS", func(t *testing.T) {
