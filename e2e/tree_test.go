@@ -403,6 +403,9 @@ func copyTree(t testing.TB, from, to string) {
 // comes back with an old tree is brought up to date and brings nobody back.
 func TestV17TreeConverges(t *testing.T) {
 	t.Parallel()
+	if soak(t) == 0 {
+		skip(t, "three nodes under a nemesis take minutes; make soak has it")
+	}
 	c := NewCluster(t, 3, WithNetwork(), WithArgs(fastArgs...))
 	a, b, d := c.Nodes[0], c.Nodes[1], c.Nodes[2]
 	for i := range 5 {
