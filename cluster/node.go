@@ -284,11 +284,11 @@ func (n *Node) dispatch(ctx context.Context) {
 	wake, stop := n.tree.Subscribe()
 	defer stop()
 	defer n.stopPeers()
+	seq := n.tree.Seq() // before anything is looked at: what changes meanwhile comes again
 	n.unsayBroken()
 	n.sayBroken()
 	n.refreshPeers(ctx)
 	n.refreshWorkers(nil)
-	seq := n.tree.Seq()
 	tick := time.NewTicker(n.cfg.Scan)
 	defer tick.Stop()
 	for {

@@ -29,7 +29,8 @@ func (n *Node) touchTrigger(r symlinktree.Resource) {
 func wakesServices(path string) (symlinktree.Resource, bool) {
 	dir, name, _ := strings.Cut(path, "/")
 	r, ok := strings.CutPrefix(dir, "resource-")
-	return symlinktree.Resource(r), ok && (name == "primary" || strings.HasPrefix(name, "systemd-") && name != "systemd-trigger")
+	// data-H too: a node that joins may hear of its own membership after the units.
+	return symlinktree.Resource(r), ok && (name == "primary" || strings.HasPrefix(name, "data-") || strings.HasPrefix(name, "systemd-") && name != "systemd-trigger")
 }
 
 // usesSystemd: the resource is stored here and has units. Nobody waits for a

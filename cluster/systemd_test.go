@@ -8,7 +8,7 @@ import (
 
 func TestWakesServices(t *testing.T) {
 	for path, want := range map[string]bool{
-		"resource-r0/primary": true, "resource-r0/systemd-want": true, "resource-r0/systemd-start-unit": true,
+		"resource-r0/primary": true, "resource-r0/data-a": true, "resource-r0/systemd-want": true, "resource-r0/systemd-start-unit": true,
 		"resource-r0/systemd-trigger": false, "resource-r0/userspace/primary": false, "resource-r0/size": false, "ips/primary": false,
 	} {
 		if r, got := wakesServices(path); got != want || got && r != "r0" {
@@ -27,7 +27,10 @@ func TestSystemdTrigger(t *testing.T) {
 		return string(data)
 	}
 	a.put("resource-r0/data-a", "/nowhere", "resource-r0/systemd-start-unit", "x.service", "resource-other/systemd-start-unit", "x.service")
-	a.await("a trigger", func() bool { return read("r0") != "" })
+	a.await("a trigger", func() bool {
+		a.put("resource-r0/systemd-start-unit", "x.service") // what was there before it looked is no change
+		return read("r0") != ""
+	})
 	before := read("r0")
 	a.put("resource-other/systemd-want", "a", "resource-r0/systemd-want", "b")
 	a.await("another trigger", func() bool { return read("r0") != before })
