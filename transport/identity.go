@@ -79,12 +79,12 @@ func NewIdentity(secret Secret, node, keyFile string) (*Identity, error) {
 	return id, nil
 }
 
-// certify makes the authority's certificate, which is the same on all nodes
-// (Ed25519 signatures are deterministic), and the node's own.
-func (id *Identity) certify(authority, key ed25519.PrivateKey) error {
-	caTmpl := &x509.Certificate{
+// authorityCert makes the certificate of an authority and the pool that holds it alone. It is the same
+// on all nodes: Ed25519 signatures are deterministic.
+func authorityCert(name string, key ed25519.PrivateKey) (*x509.Certificate, *x509.CertPool, error) {
+	tmpl := &x509.Certificate{
 		SerialNumber:          big.NewInt(1),
-		Subject:               pkix.Name{CommonName: "MARS cluster"},
+		Subject:               pkix.Name{CommonName: name},
 		NotBefore:             notBefore,
 		NotAfter:              notAfter,
 		KeyUsage:              x509.KeyUsageCertSign,
@@ -92,16 +92,25 @@ func (id *Identity) certify(authority, key ed25519.PrivateKey) error {
 		IsCA:                  true,
 		MaxPathLenZero:        true,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, caTmpl, caTmpl, authority.Public(), authority)
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	if id.ca, err = x509.ParseCertificate(der); err != nil {
-		return err
+	ca, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, nil, err
 	}
-	id.roots = x509.NewCertPool()
-	id.roots.AddCert(id.ca)
+	roots := x509.NewCertPool()
+	roots.AddCert(ca)
+	return ca, roots, nil
+}
 
+// certify makes the authority's certificate and the node's own.
+func (id *Identity) certify(authority, key ed25519.PrivateKey) error {
+	var err error
+	if id.ca, id.roots, err = authorityCert("MARS cluster", authority); err != nil {
+		return err
+	}
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	if err != nil {
 		return err
@@ -116,7 +125,7 @@ func (id *Identity) certify(authority, key ed25519.PrivateKey) error {
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		BasicConstraintsValid: true,
 	}
-	der, err = x509.CreateCertificate(rand.Reader, tmpl, id.ca, key.Public(), authority)
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, id.ca, key.Public(), authority)
 	if err != nil {
 		return err
 	}

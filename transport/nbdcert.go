@@ -45,25 +45,9 @@ func NewNBDAuthority(secret Secret) (*NBDAuthority, error) {
 		return nil, fmt.Errorf("NBD certificates: %w", err)
 	}
 	a := &NBDAuthority{key: ed25519.NewKeyFromSeed(seed)}
-	tmpl := &x509.Certificate{
-		SerialNumber:          big.NewInt(1),
-		Subject:               pkix.Name{CommonName: "MARS NBD clients"},
-		NotBefore:             notBefore,
-		NotAfter:              notAfter,
-		KeyUsage:              x509.KeyUsageCertSign,
-		BasicConstraintsValid: true,
-		IsCA:                  true,
-		MaxPathLenZero:        true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, a.key.Public(), a.key)
-	if err != nil {
+	if a.ca, a.roots, err = authorityCert("MARS NBD clients", a.key); err != nil {
 		return nil, fmt.Errorf("NBD certificates: %w", err)
 	}
-	if a.ca, err = x509.ParseCertificate(der); err != nil {
-		return nil, fmt.Errorf("NBD certificates: %w", err)
-	}
-	a.roots = x509.NewCertPool()
-	a.roots.AddCert(a.ca)
 	return a, nil
 }
 
