@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -158,10 +160,7 @@ const shutdownTimeout = 60 * time.Second
 func (n *Node) shutdown() {
 	n.mu.Lock()
 	n.stopping = true
-	workers := make([]*worker, 0, len(n.workers))
-	for _, w := range n.workers {
-		workers = append(workers, w)
-	}
+	workers := slices.Collect(maps.Values(n.workers))
 	n.mu.Unlock()
 	for _, w := range workers {
 		w.close()

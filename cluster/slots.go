@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -98,10 +99,7 @@ func (w *worker) syncTurn(s *symlinktree.Snapshot, alive map[string]bool) bool {
 		return true
 	}
 	w.n.mu.Lock()
-	workers := make([]*worker, 0, len(w.n.workers))
-	for _, o := range w.n.workers {
-		workers = append(workers, o)
-	}
+	workers := slices.Collect(maps.Values(w.n.workers))
 	w.n.mu.Unlock()
 	var wishes []syncWish
 	for _, o := range workers {

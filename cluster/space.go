@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -221,10 +223,7 @@ func (n *Node) lookAtSpace() {
 	}
 	reserves := n.cfg.Reserves
 	n.mu.Lock()
-	workers := make([]*worker, 0, len(n.workers))
-	for _, w := range n.workers {
-		workers = append(workers, w)
-	}
+	workers := slices.Collect(maps.Values(n.workers))
 	n.mu.Unlock()
 	limits := n.emergencyLimits(workers)
 	if len(limits) > 0 || free < reserves.threshold(LevelWarn, total) {
