@@ -135,22 +135,34 @@ func (c *Chain) sync(f *chainFile) (int64, error) {
 	return size, err
 }
 
+// alone gives a logfile without a live Writer to one caller, who ends that with done.
+func (c *Chain) alone(name Name, verb string) (f *chainFile, done func(), err error) {
+	if f, err = c.acquire(name); err != nil {
+		return nil, nil, err
+	}
+	f.syncing.Lock()
+	f.raw.Lock()
+	done = func() {
+		f.raw.Unlock()
+		f.syncing.Unlock()
+		c.release(f)
+	}
+	if err := c.rawAllowed(f, verb); err != nil {
+		done()
+		return nil, nil, err
+	}
+	return f, done, nil
+}
+
 // Truncate cuts a logfile to size bytes, durably: a torn tail, or a damaged copy
 // that is to be fetched again. It refuses to lengthen a file and to touch one with
 // a live Writer. The file is no longer sealed afterwards.
 func (c *Chain) Truncate(name Name, size int64) error {
-	f, err := c.acquire(name)
+	f, done, err := c.alone(name, "truncate")
 	if err != nil {
 		return err
 	}
-	defer c.release(f)
-	f.syncing.Lock()
-	defer f.syncing.Unlock()
-	f.raw.Lock()
-	defer f.raw.Unlock()
-	if err := c.rawAllowed(f, "truncate"); err != nil {
-		return err
-	}
+	defer done()
 	have, err := f.file.Size()
 	if err != nil {
 		return fmt.Errorf("truncate %s: %w", name, err)
@@ -196,18 +208,11 @@ func (c *Chain) Restore(name Name, size int64) error {
 			return err
 		}
 	}
-	f, err := c.acquire(name)
+	f, done, err := c.alone(name, "restore")
 	if err != nil {
 		return err
 	}
-	defer c.release(f)
-	f.syncing.Lock()
-	defer f.syncing.Unlock()
-	f.raw.Lock()
-	defer f.raw.Unlock()
-	if err := c.rawAllowed(f, "restore"); err != nil {
-		return err
-	}
+	defer done()
 	have, err := f.file.Size()
 	if err == nil && have < size {
 		err = f.file.Truncate(size)
