@@ -111,6 +111,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.lookAtSpace()
 	n.publishNode() // alive=1 before the first sign of life: marsadm wants both
 	n.beat()
+	seq := n.tree.Seq() // before anybody can change something that dispatch shall hear of
 	n.spawn(func() { n.watch(ctx) })
 	n.spawn(func() {
 		if err := n.server.Serve(listener); err != nil && ctx.Err() == nil {
@@ -120,7 +121,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.spawn(func() { n.heartbeats(ctx) })
 	n.spawn(func() { n.watchSpace(ctx) })
 	n.spawn(func() { n.runGossip(ctx) })
-	n.spawn(func() { n.dispatch(ctx) })
+	n.spawn(func() { n.dispatch(ctx, seq) })
 	close(n.ready)
 	n.log.Info("node runs", keyRoot, n.cfg.Root, keyAddr, listener.Addr().String())
 
@@ -278,12 +279,12 @@ func (n *Node) watch(ctx context.Context) {
 }
 
 // dispatch turns changes of the tree into wake-ups: of the resource that a link
-// belongs to, of the peers when addresses change, of the request handler.
-func (n *Node) dispatch(ctx context.Context) {
+// belongs to, of the peers when addresses change, of the request handler. It begins with the
+// changes after seq.
+func (n *Node) dispatch(ctx context.Context, seq uint64) {
 	wake, stop := n.tree.Subscribe()
 	defer stop()
 	defer n.stopPeers()
-	seq := n.tree.Seq() // before anything is looked at: what changes meanwhile comes again
 	n.unsayBroken()
 	n.sayBroken()
 	n.refreshPeers(ctx)
