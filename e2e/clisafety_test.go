@@ -101,7 +101,10 @@ func TestV25Timeouts(t *testing.T) {
 		}
 	}
 	c.Heal()
-	b.Adm("wait-cluster")
+	b.WaitFor("hears of "+a.Name+" again", func() bool {
+		_, errs, code := b.Try("wait-cluster")
+		return code == 0 && !strings.Contains(errs, "does not answer")
+	})
 
 	b.Freeze()
 	for _, args := range [][]string{{"wait-cluster"}, {"primary", "r0"}, {"invalidate", "r0"}, {"wait-resource", "r0", "is-sync"}} {

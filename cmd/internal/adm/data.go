@@ -2,6 +2,7 @@ package adm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -62,24 +63,15 @@ func invalidate(ctx context.Context, j *job) error {
 		return err
 	}
 	if p, _ := j.tree.Get(j.r.PrimaryPath()); slices.Contains(dead, p) {
-		j.warn("%s, the primary to copy from, does not answer: until it does there is no usable replica on %s", p, j.host)
+		const why = "%s, the primary to copy from, does not answer: until it does there is no usable replica on %s"
+		if !j.forced() {
+			return refuse(fmt.Sprintf("marsadm why %s; with --force the present content is given up all the same", j.r), why, p, j.host)
+		}
+		j.warn(why, p, j.host)
 	}
 	j.warnOnlyHere(othersOf(j.tree, j.r, j.host))
-	off := []op{}
-	for _, sw := range []string{symlinktree.SwitchAttach, symlinktree.SwitchSync, symlinktree.SwitchConnect, symlinktree.SwitchAllowReplay} {
-		off = append(off, set(j.r.TodoPath(j.host, sw), "0"))
-	}
-	if err := j.apply(off); err != nil {
+	if err := j.closeDisk(ctx); err != nil {
 		return err
-	}
-	if !j.forced() {
-		var links []linkIs
-		for _, name := range []string{"is-syncing", "is-copying", "is-replaying", "is-attached"} {
-			links = append(links, linkIs{path: j.r.ActualPath(j.host, name), want: "0"})
-		}
-		if err := j.awaitLinks(ctx, "the disk is closed", links...); err != nil {
-			return err
-		}
 	}
 	for range joinRounds {
 		again, err := j.invalidateOnce(ctx)
@@ -88,6 +80,30 @@ func invalidate(ctx context.Context, j *job) error {
 		}
 	}
 	return fmt.Errorf("%w, %d times; try again", errRace, joinRounds)
+}
+
+// closeDisk orders everything off that uses the disk, and waits until it is. When that cannot be had,
+// what was ordered before is ordered again.
+func (j *job) closeDisk(ctx context.Context) error {
+	var off, back []op
+	for _, sw := range []string{symlinktree.SwitchAttach, symlinktree.SwitchSync, symlinktree.SwitchConnect, symlinktree.SwitchAllowReplay} {
+		path := j.r.TodoPath(j.host, sw)
+		off = append(off, set(path, "0"))
+		if v, ok := j.tree.Get(path); ok {
+			back = append(back, set(path, v))
+		}
+	}
+	if err := j.apply(off); err != nil || j.forced() {
+		return err
+	}
+	var links []linkIs
+	for _, name := range []string{"is-syncing", "is-copying", "is-replaying", "is-attached"} {
+		links = append(links, linkIs{path: j.r.ActualPath(j.host, name), want: "0"})
+	}
+	if err := j.awaitLinks(ctx, "the disk is closed", links...); err != nil {
+		return errors.Join(err, j.apply(back))
+	}
+	return nil
 }
 
 // invalidateOnce starts the replica over at the primary's present log.

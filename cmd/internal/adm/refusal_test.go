@@ -114,7 +114,7 @@ primary r0 --ignore-sync           | R R D R D D R R D R R R
 primary r0 --force                 | R R R R R R R R R R R D
 secondary r0                       | R R D D D R D D D D D D
 secondary r0 --force               | R R D D D D D D D D D D
-invalidate r0                      | R R D D R R D D R D R R
+invalidate r0                      | R R D D R R D D R R R R
 invalidate r0 --force              | R R D D R R D D R D R R
 fake-sync r0                       | R R D D D D D D D D D D
 set-replay r0 1                    | R R R R R R D R R R R R
