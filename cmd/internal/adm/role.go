@@ -300,16 +300,7 @@ func primary(ctx context.Context, j *job) error {
 // handoverServices is a handover of the role together with the services that use
 // the device: they stop there first. When it fails they are wanted there again.
 func (j *job) handoverServices(ctx context.Context, old, designated string) error {
-	before, _ := j.tree.Get(j.r.SystemdWantPath())
-	moving, err := j.stopServices(ctx, j.host, old)
-	if err == nil {
-		err = j.handover(ctx, old, designated)
-	}
-	if err != nil && moving && !j.opt.dryRun {
-		j.warn("the services of %s are wanted on %s again", j.r, before)
-		return errors.Join(err, j.apply([]op{set(j.r.SystemdWantPath(), before)}))
-	}
-	return err
+	return j.withServices(ctx, j.host, old, func(bool) error { return j.handover(ctx, old, designated) })
 }
 
 // checkReachable: a primary that cannot be asked cannot hand over.
@@ -452,15 +443,16 @@ func (j *job) awaitPrimary(ctx context.Context) error {
 
 func secondary(ctx context.Context, j *job) error {
 	old := oldPrimary(j.tree, j.r)
-	if _, err := j.stopServices(ctx, symlinktree.NoHost, old); err != nil {
-		return err
-	}
-	if old != "" && !(j.opt.dryRun && moves(j.tree, j.r)) {
-		if err := checkUnused(j.tree, j.r, old, j.forced()); err != nil {
-			return err
+	before, _ := j.tree.Get(j.r.SystemdWantPath())
+	err := j.withServices(ctx, symlinktree.NoHost, old, func(moving bool) error {
+		if old != "" && !(j.opt.dryRun && moving) {
+			if err := checkUnused(j.tree, j.r, old, j.forced()); err != nil {
+				return err
+			}
 		}
-	}
-	if err := j.apply(planRelease(j.tree.Snapshot(), j.r)); err != nil {
+		return j.apply(planRelease(j.tree.Snapshot(), j.r))
+	})
+	if err != nil {
 		return err
 	}
 	if j.opt.noWait {
@@ -474,5 +466,5 @@ func secondary(ctx context.Context, j *job) error {
 	if old != "" && old != j.host {
 		links = append(links, linkIs{path: j.r.ActualPath(old, "is-primary"), want: "0"})
 	}
-	return j.awaitLinks(ctx, "the device has disappeared", links...)
+	return j.stayStopped(j.awaitLinks(ctx, "the device has disappeared", links...), before)
 }

@@ -148,35 +148,38 @@ func needsSync(t macro.Tree, r symlinktree.Resource, host string) bool {
 	return macro.Number(pos) < macro.Number(size)
 }
 
-// leaveDevice makes sure that nobody uses the device: services that this program
-// moves are stopped, everybody else is in the way.
-func (j *job) leaveDevice(ctx context.Context) error {
-	if want, _ := j.tree.Get(j.r.SystemdWantPath()); want == j.host {
-		if moving, err := j.stopServices(ctx, symlinktree.NoHost, j.host); err != nil || moving && j.opt.dryRun {
+// leaveDevice writes a batch that takes the device away, and waits until it is gone,
+// after making sure that nobody uses it: services that this program moves are stopped,
+// everybody else is in the way.
+func (j *job) leaveDevice(ctx context.Context, batch []op) error {
+	act := func(moving bool) error {
+		if !(j.opt.dryRun && moving) {
+			if err := checkUnused(j.tree, j.r, j.host, j.forced()); err != nil {
+				return err
+			}
+		}
+		return j.apply(batch)
+	}
+	want, _ := j.tree.Get(j.r.SystemdWantPath())
+	if want != j.host {
+		if err := act(false); err != nil {
 			return err
 		}
+		return j.awaitDetached(ctx)
 	}
-	return checkUnused(j.tree, j.r, j.host, j.forced())
+	if err := j.withServices(ctx, symlinktree.NoHost, j.host, act); err != nil {
+		return err
+	}
+	return j.stayStopped(j.awaitDetached(ctx), want)
 }
 
 func detach(ctx context.Context, j *job) error {
-	if err := j.leaveDevice(ctx); err != nil {
-		return err
-	}
-	if err := j.turn(symlinktree.SwitchAttach, false, false); err != nil {
-		return err
-	}
-	return j.awaitDetached(ctx)
+	batch, _ := planTurn(j.tree.Snapshot(), j.r, j.host, symlinktree.SwitchAttach, false, false)
+	return j.leaveDevice(ctx, batch)
 }
 
 func down(ctx context.Context, j *job) error {
-	if err := j.leaveDevice(ctx); err != nil {
-		return err
-	}
-	if err := j.apply(planSwitches(j.r, j.host, false)); err != nil {
-		return err
-	}
-	return j.awaitDetached(ctx)
+	return j.leaveDevice(ctx, planSwitches(j.r, j.host, false))
 }
 
 // awaitAttached waits for the disk to be open. Without marsd the switch remains as

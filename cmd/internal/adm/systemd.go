@@ -295,6 +295,67 @@ func (j *job) stopServices(ctx context.Context, want, holder string) (bool, erro
 	return true, err
 }
 
+// withServices takes the device away from the services of a resource, which are
+// wanted at want from then on, and then does what must not find them there. Unless
+// both succeed they are wanted where they were, and go on. What has been written by
+// act stays, and with it the services' absence: a wait that follows is none of its
+// business.
+func (j *job) withServices(ctx context.Context, want, holder string, act func(moving bool) error) error {
+	before, _ := j.tree.Get(j.r.SystemdWantPath())
+	moving, err := j.stopServices(ctx, want, holder)
+	if err == nil {
+		err = act(moving)
+	}
+	if err != nil && moving && !j.opt.dryRun && before != want {
+		j.wantAgain(ctx, want, before)
+	}
+	return err
+}
+
+// stayStopped says what becomes of stopped services when the wait after the step that
+// needed them stopped fails: the step counts, marsd goes on with it, and services that
+// came back would be in its way.
+func (j *job) stayStopped(err error, before string) error {
+	now, _ := j.tree.Get(j.r.SystemdWantPath())
+	if err != nil && before != now && before != symlinktree.NoHost {
+		j.warn("%s of %s counts nevertheless, and its services stay stopped; to have them back: marsadm set-systemd-want %s %s", j.command, j.r, j.r, before)
+	}
+	return err
+}
+
+// wantAgain makes services that were to leave for another place go on where they
+// were, unless somebody else has decided meanwhile. It also works for a command whose
+// time is up, or that has been interrupted, and does not ask for consent.
+func (j *job) wantAgain(ctx context.Context, want, before string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), serviceGrace)
+	defer cancel()
+	sub, opt := *j.session, *j.opt
+	opt.singlestep = false
+	sub.opt = &opt
+	again := &job{session: &sub, r: j.r, args: j.args}
+	if _, err := j.tree.Rescan(j.r.Dir()); err != nil {
+		j.detail("look at the tree: %v", err)
+	}
+	if now, _ := j.tree.Get(j.r.SystemdWantPath()); now != want {
+		return
+	}
+	if err := again.apply([]op{set(j.r.SystemdWantPath(), before)}); err != nil {
+		j.warn("the services of %s are not wanted on %s any more: %v; then: marsadm set-systemd-want %s '%s'", j.r, before, err, j.r, before)
+		return
+	}
+	if before == symlinktree.NoHost {
+		j.warn("the services of %s are wanted nowhere, as before", j.r)
+		return
+	}
+	j.warn("the services of %s are wanted on %s again", j.r, before)
+	if before != j.host {
+		return // marsd there tells systemd
+	}
+	if err := again.services(ctx); err != nil {
+		j.warn("the services of %s could not be started again: %v; look at systemctl, then: marsadm systemd-trigger %s", j.r, err, j.r)
+	}
+}
+
 // serviceGrace is how long a started service may take to open the device before that
 // is remarked upon.
 const serviceGrace = 30 * time.Second

@@ -133,28 +133,25 @@ func TestSystemdHandoverFails(t *testing.T) {
 	}
 }
 
-// secondary, detach and down stop the services first; a service that fails to stop
-// is an error with its output, and the role stays.
+// obedientApp: services leave the device when they are stopped, and take it when they
+// are started; the rest is done as told.
+const obedientApp = `resource-r0/userspace/systemd-status-stop-hosta=0 => resource-r0/actual-hosta/open-count=0
+resource-r0/primary=(none) => resource-r0/actual-hosta/if-on=0
+resource-r0/todo-hosta/attach=0 => resource-r0/actual-hosta/if-on=0
+resource-r0/todo-hosta/attach=0 => resource-r0/actual-hosta/is-attached=0`
+
+// withApp gives r0 of a rig a service that runs.
+func (r *rig) withApp() {
+	r.put("resource-r0/systemd-start-unit -> app-r0.service\nresource-r0/systemd-want -> hosta\nresource-r0/actual-hosta/open-count -> 1\nresource-r0/actual-hosta/if-on -> 1")
+}
+
+// secondary, detach and down stop the services first.
 func TestSystemdStops(t *testing.T) {
 	t.Parallel()
 	for _, command := range []string{"secondary", "detach", "down"} {
 		r := systemdRig(t, "hosta")
-		r.put("resource-r0/systemd-start-unit -> app-r0.service\nresource-r0/systemd-want -> hosta\nresource-r0/actual-hosta/open-count -> 1")
-		r.startDaemon(`resource-r0/userspace/systemd-status-stop-hosta=0 => resource-r0/actual-hosta/open-count=0
-resource-r0/primary=(none) => resource-r0/actual-hosta/if-on=0
-resource-r0/todo-hosta/attach=0 => resource-r0/actual-hosta/if-on=0
-resource-r0/todo-hosta/attach=0 => resource-r0/actual-hosta/is-attached=0`)
-		r.put("$DIR/fail = 0")
-		res := r.run(command, "r0")
-		if res.code != ExitFailed || !strings.Contains(res.err, "stop --job-mode=fail app-r0.service") && !strings.Contains(res.err, "daemon-reload") {
-			t.Errorf("%s with a failing systemctl: exit %d: %s", command, res.code, res.err)
-		}
-		if got := r.link("resource-r0/primary"); got != "hosta" {
-			t.Errorf("primary %q", got)
-		}
-		must(t, os.Remove(filepath.Join(r.dir, "fail")))
-		r.put("resource-r0/systemd-want -> hosta @1")
-		r.noted("calls")
+		r.withApp()
+		r.startDaemon(obedientApp)
 		r.ok(command, "r0")
 		if got := r.noted("calls"); !strings.Contains(got, "stop --job-mode=fail app-r0.service") {
 			t.Errorf("%s: systemctl %q", command, got)
@@ -162,6 +159,110 @@ resource-r0/todo-hosta/attach=0 => resource-r0/actual-hosta/is-attached=0`)
 		if got := r.link("resource-r0/systemd-want"); got != "(none)" {
 			t.Errorf("wanted on %q", got)
 		}
+	}
+}
+
+// What fails to take the device away from its services leaves them where they were,
+// running.
+func TestSystemdStopsFails(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name, daemon, stop string // stop: what systemctl does
+		node               string
+		args               []string
+		code               int
+		want               string // in the error output
+		calls              string
+	}{
+		{name: "stop fails", stop: "exit 4", code: ExitFailed, want: "stop --job-mode=fail app-r0.service", calls: "start --job-mode=fail app-r0.service"},
+		{name: "device stays open", stop: "exit 0", code: ExitTimeout, want: "open-count is 1", calls: "start --job-mode=fail app-r0.service"},
+		{name: "marsd goes", stop: "exit 0", daemon: "-", code: ExitFailed, want: "marsd is not running", calls: "start --job-mode=fail app-r0.service"},
+		{name: "opened by others", stop: "exit 0", args: []string{"--no-wait"}, code: ExitFailed, want: "in use on hosta", calls: "start --job-mode=fail app-r0.service"},
+	} {
+		for _, command := range []string{"secondary", "detach", "down"} {
+			t.Run(command+"/"+c.name, func(t *testing.T) {
+				t.Parallel()
+				r := systemdRig(t, "hosta")
+				r.withApp()
+				r.script("systemctl", `echo "$@" >> `+r.dir+`/calls; case "$1" in stop) `+c.stop+`;; esac`)
+				if c.daemon == "-" {
+					r.put("actual-hosta/time -> $NOW-300")
+				} else {
+					r.startDaemon(c.daemon)
+				}
+				before := r.state()
+				res := r.run(append([]string{"--timeout=0.3", command, "r0"}, c.args...)...)
+				if res.code != c.code || !strings.Contains(res.err, c.want) || !strings.Contains(res.err, "services of r0 are wanted on hosta again") {
+					t.Errorf("exit %d: %s", res.code, res.err)
+				}
+				if calls := r.noted("calls"); !strings.HasSuffix(calls, c.calls) {
+					t.Errorf("systemctl %q, want %q last", calls, c.calls)
+				}
+				for _, p := range []string{"resource-r0/primary", "resource-r0/systemd-want", "resource-r0/todo-hosta/attach"} {
+					if got, was := " -> "+r.link(p), before[p].value; got != was {
+						t.Errorf("%s%s, was%s", p, got, was)
+					}
+				}
+			})
+		}
+	}
+}
+
+// A service on another host is wanted there again; marsd there starts it.
+func TestSystemdStopsElsewhere(t *testing.T) {
+	t.Parallel()
+	r := systemdRig(t, "hostb")
+	r.withApp()
+	r.startDaemon("")
+	res := r.run("--timeout=0.3", "secondary", "r0")
+	if res.code != ExitTimeout || !strings.Contains(res.err, "services of r0 are wanted on hosta again") {
+		t.Errorf("exit %d: %s", res.code, res.err)
+	}
+	if p, w, calls := r.link("resource-r0/primary"), r.link("resource-r0/systemd-want"), r.noted("calls"); p != "hosta" || w != "hosta" || calls != "" {
+		t.Errorf("primary %q, wanted on %q, systemctl %q", p, w, calls)
+	}
+}
+
+// Nobody is put back who has been overtaken by another decision, and a step that has
+// been done keeps its services stopped.
+func TestSystemdStopsOvertaken(t *testing.T) {
+	t.Parallel()
+	r := systemdRig(t, "hosta")
+	r.withApp()
+	r.startDaemon("resource-r0/systemd-want=(none) => resource-r0/systemd-want=hostb")
+	if res := r.run("--timeout=0.3", "detach", "r0"); res.code != ExitTimeout {
+		t.Errorf("exit %d: %s", res.code, res.err)
+	}
+	if got := r.link("resource-r0/systemd-want"); got != "hostb" {
+		t.Errorf("wanted on %q", got)
+	}
+	for _, command := range []string{"secondary", "detach", "down"} {
+		r := systemdRig(t, "hosta")
+		r.withApp()
+		r.startDaemon("resource-r0/userspace/systemd-status-stop-hosta=0 => resource-r0/actual-hosta/open-count=0")
+		res := r.run("--timeout=0.3", command, "r0")
+		if res.code != ExitTimeout || !strings.Contains(res.err, "services stay stopped") {
+			t.Errorf("%s: exit %d: %s", command, res.code, res.err)
+		}
+		if got := r.link("resource-r0/systemd-want"); got != "(none)" {
+			t.Errorf("%s: wanted on %q", command, got)
+		}
+	}
+}
+
+// A step that nobody consents to is none: the services come back, without a question.
+func TestSystemdStopsSinglestep(t *testing.T) {
+	t.Parallel()
+	r := systemdRig(t, "hosta")
+	r.withApp()
+	r.startDaemon("resource-r0/userspace/systemd-status-stop-hosta=0 => resource-r0/actual-hosta/open-count=0")
+	r.env.Stdin = strings.NewReader("\n\n") // the want, the status; not the role
+	res := r.run("--singlestep", "secondary", "r0")
+	if res.code != ExitFailed || !strings.Contains(res.err, "no consent") {
+		t.Errorf("exit %d: %s%s", res.code, res.out, res.err)
+	}
+	if p, w := r.link("resource-r0/primary"), r.link("resource-r0/systemd-want"); p != "hosta" || w != "hosta" {
+		t.Errorf("primary %q, wanted on %q", p, w)
 	}
 }
 
