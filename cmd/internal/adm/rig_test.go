@@ -355,8 +355,10 @@ func (r *rig) startDaemon(text string) *daemon {
 				acted = true
 			}
 			_ = tree.Unlink(symlinktree.LocalPath(r.node, "pull"))
-			if d.idle.Add(1); acted {
+			if acted {
 				d.idle.Store(0)
+			} else {
+				d.idle.Add(1)
 			}
 			select {
 			case <-quit:
