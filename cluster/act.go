@@ -343,7 +343,7 @@ func (w *worker) announce(prev, log logfile.Name) error {
 // yield ends the primary role. The device vanishes only when the disk has
 // everything: whoever waits for it to go may take the disk then.
 // A disk that does not take it is waited for only so long: the log has it.
-func (w *worker) yield(ctx context.Context, x *device.Export) (apply func(), err error) {
+func (w *worker) yield(ctx context.Context, x Exported) (apply func(), err error) {
 	_, eng := w.shared.get()
 	patient, cancel := context.WithTimeout(ctx, w.n.cfg.DiskPatience)
 	defer cancel()

@@ -3,6 +3,7 @@ package cluster
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -61,6 +62,13 @@ type Config struct {
 	FS  vfs.FS
 	Now func() time.Time // wall clock; tests make it jump
 	Log *slog.Logger
+
+	// Seams of the cluster simulation (cmd/internal/sim): zero values mean the real ones.
+	Network    transport.Network                                           // sockets of data and gossip
+	Transport  transport.Config                                            // deadlines and limits of connections; zero fields mean their defaults
+	Identity   *transport.Identity                                         // instead of one made from the secret
+	OpenExport func(resource string, eng *device.Engine) (Exported, error) // instead of an NBD export
+	TreePoll   time.Duration                                               // looks at a tree whose file layer gives no events
 }
 
 // Formats of the own logs. Every reader of this project reads both.
@@ -145,7 +153,7 @@ func (c *Config) Validate() error {
 	}
 	if c.Root == "" || c.Root[0] != '/' {
 		bad("root %q is not an absolute path", c.Root)
-	} else if st, err := os.Stat(c.Root); err != nil {
+	} else if st, err := c.statRoot(); err != nil {
 		bad("root: %w", err)
 	} else if !st.IsDir() {
 		bad("root %s is not a directory", c.Root)
@@ -153,7 +161,7 @@ func (c *Config) Validate() error {
 	if _, _, err := splitBind(c.Bind); err != nil {
 		bad("bind: %w", err)
 	}
-	if c.Secret == "" && c.SecretFile == "" {
+	if c.Secret == "" && c.SecretFile == "" && c.Identity == nil {
 		bad("no cluster secret: name its file")
 	}
 	for name, d := range map[string]time.Duration{"heartbeat": c.Heartbeat, "alive window": c.AliveWindow, "publish": c.Publish,
@@ -175,6 +183,13 @@ func (c *Config) Validate() error {
 		bad("log rotate size %d is negative", c.LogRotateSize)
 	}
 	return errors.Join(errs...)
+}
+
+func (c *Config) statRoot() (fs.FileInfo, error) {
+	if c.FS != vfs.OS && c.FS != nil {
+		return c.FS.Lstat(c.Root)
+	}
+	return os.Stat(c.Root)
 }
 
 // secret reads the cluster secret.

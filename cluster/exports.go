@@ -16,12 +16,22 @@ import (
 // exports serves the devices of the node: each on its own unix socket, and all of
 // them on the TCP port if there is one.
 type exports struct {
-	dir    string
-	server *nbd.Server
+	dir     string
+	server  *nbd.Server
+	replace func(string, *device.Engine) (Exported, error) // Config.OpenExport
+}
+
+// Exported is a device that clients can use: a *device.Export, or what a test puts in its place.
+type Exported interface {
+	Path() string   // for people
+	OpenCount() int // clients that have it open
+	InFlight() int  // requests without an answer
+	// Stop takes it away and returns when no request is in flight. It can be repeated.
+	Stop(ctx context.Context) error
 }
 
 func (n *Node) openExports() error {
-	n.exports = &exports{dir: n.cfg.NBDDir, server: nbd.NewServer(nbd.Config{Log: n.log})}
+	n.exports = &exports{dir: n.cfg.NBDDir, server: nbd.NewServer(nbd.Config{Log: n.log}), replace: n.cfg.OpenExport}
 	if n.cfg.NBDTCP == "" {
 		return nil
 	}
@@ -70,12 +80,19 @@ func (n *Node) nbdTLS() (*tls.Config, error) {
 
 func (x *exports) close() { x.server.Close() }
 
-func (x *exports) open(name string, eng *device.Engine) (*device.Export, error) {
-	return device.OpenExport(device.ExportConfig{Engine: eng, Resource: name, Dir: x.dir, Server: x.server})
+func (x *exports) open(name string, eng *device.Engine) (Exported, error) {
+	if x.replace != nil {
+		return x.replace(name, eng)
+	}
+	e, err := device.OpenExport(device.ExportConfig{Engine: eng, Resource: name, Dir: x.dir, Server: x.server})
+	if err != nil {
+		return nil, err
+	}
+	return e, nil
 }
 
 // closeExport makes a device vanish; when it returns no request is in flight.
-func closeExport(x *device.Export) error {
+func closeExport(x Exported) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	return x.Stop(ctx)

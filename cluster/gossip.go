@@ -34,7 +34,7 @@ func (n *Node) gossip(ctx context.Context) (again bool) {
 		Identity: n.id, Node: n.cfg.Node, Label: label,
 		BindAddr: host, BindPort: port, AdvertiseAddr: adv, AdvertisePort: advPort,
 		Preset: gossipPreset(host), Peers: n.gossipPeers, Hint: n.hint, OnHint: n.onHint, OnMember: n.onMember,
-		RejoinInterval: 2 * n.cfg.RetryMax, Log: n.log,
+		RejoinInterval: 2 * n.cfg.RetryMax, Log: n.log, Network: n.cfg.Network,
 	})
 	if err != nil {
 		n.log.Warn("gossip is off: the cluster works on, news travels by its streams alone", keyAddr, n.cfg.Bind, keyErr, err)

@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"mars/internal/vfs"
 	"mars/symlinktree"
 	"mars/transport"
 )
@@ -79,7 +80,7 @@ func (n *Node) Tree() *symlinktree.Tree { return n.tree }
 // Run serves until ctx ends, then stops cleanly: devices released, checkpoints
 // written, alive=0 published. It returns the first fatal error, or nil.
 func (n *Node) Run(ctx context.Context) error {
-	unlock, err := lockRoot(n.cfg.Root)
+	unlock, err := lockRoot(n.cfg.FS, n.cfg.Root)
 	if err != nil {
 		return err
 	}
@@ -183,7 +184,7 @@ func (n *Node) shutdown() {
 
 func (n *Node) openTree() error {
 	clock := symlinktree.NewClock(n.cfg.Now)
-	tree, err := symlinktree.Open(n.cfg.Root, symlinktree.Options{FS: n.cfg.FS, Node: n.cfg.Node, Clock: clock, Log: n.log})
+	tree, err := symlinktree.Open(n.cfg.Root, symlinktree.Options{FS: n.cfg.FS, Node: n.cfg.Node, Clock: clock, Log: n.log, PollInterval: n.cfg.TreePoll})
 	if err != nil {
 		return fmt.Errorf("open tree %s: %w", n.cfg.Root, err)
 	}
@@ -220,6 +221,9 @@ func (n *Node) awaitCluster(ctx context.Context) error {
 }
 
 func (n *Node) openIdentity() error {
+	if n.id = n.cfg.Identity; n.id != nil {
+		return nil
+	}
 	secret, err := n.cfg.secret()
 	if err != nil {
 		return err
@@ -237,7 +241,11 @@ func (n *Node) listen() (net.Listener, error) {
 		return nil, err
 	}
 	addr := net.JoinHostPort(host, strconv.Itoa(port+1))
-	l, err := net.Listen("tcp", addr)
+	listen := n.cfg.Network.Listen
+	if listen == nil {
+		listen = net.Listen
+	}
+	l, err := listen("tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("data port: %w (another marsd? choose one with --bind)", err)
 	}
@@ -245,19 +253,26 @@ func (n *Node) listen() (net.Listener, error) {
 }
 
 func (n *Node) transportConfig() transport.Config {
-	c := transport.DefaultConfig()
+	c := n.cfg.Transport
 	c.Log = n.log
+	if c.Dial == nil {
+		c.Dial = n.cfg.Network.Dial
+	}
 	return c
 }
 
 // lockRoot keeps a second daemon off the same tree.
-func lockRoot(root string) (unlock func(), err error) {
+func lockRoot(fsys vfs.FS, root string) (unlock func(), err error) {
 	name := filepath.Join(root, ".marsd.lock")
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := fsys.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", root, err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	fd, ok := f.(vfs.Fd)
+	if !ok { // no other process sees what is in such a file layer
+		return func() { f.Close() }, nil
+	}
+	if err := syscall.Flock(int(fd.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("another marsd already runs on %s (it holds %s)", root, name)
 	}

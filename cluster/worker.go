@@ -45,7 +45,7 @@ type worker struct {
 	syncHeld atomic.Bool // a sync has failed and waits before it tries again
 
 	disk      *device.Disk
-	export    *device.Export
+	export    Exported
 	recovered bool
 	damage    *Damage // of the own logs; the last recovery failed because of it
 	verdict   error   // its cause

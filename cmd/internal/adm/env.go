@@ -191,7 +191,11 @@ func diskPresent(path string) bool {
 // checkRoot makes sure that the root can hold a tree: it exists, and the default
 // one is a filesystem of its own, so that logs never fill another one.
 func checkRoot(env Env, root string, isDefault, mustBeMounted bool) error {
-	st, err := os.Stat(root)
+	stat := os.Stat
+	if env.FS != vfs.OS {
+		stat = env.FS.Lstat
+	}
+	st, err := stat(root)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return refuse("make it and mount its filesystem, or name another root with --root or MARS_ROOT", "the root %s does not exist", root)
