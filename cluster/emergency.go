@@ -70,8 +70,8 @@ func (d *decision) mustCease() bool {
 func (d *decision) emergency() (done bool) {
 	must := d.mustCease()
 	if must || d.f.Direct {
-		d.say(msgEmergency, "%s on %s goes on without a log: its space is used up (level %d); secondaries stay at an old state "+
-			"until there is space again and each has been told to copy everything: marsadm invalidate %s", d.r, d.f.Node, d.f.Space.Level, d.r)
+		d.say(msgEmergency, "%s on %s goes on without a log: %s; secondaries stay at an old state "+
+			"until that is over and each has been told to copy everything: marsadm invalidate %s", d.r, d.f.Node, d.emergencyCause(must), d.r)
 	}
 	switch {
 	case d.f.Direct && must:
@@ -84,6 +84,22 @@ func (d *decision) emergency() (done bool) {
 		return true
 	}
 	return false
+}
+
+// emergencyCause is why nothing is logged.
+func (d *decision) emergencyCause(must bool) string {
+	sp := d.f.Space
+	switch {
+	case !must:
+		return "this is about to end, there is space again"
+	case sp.Level >= LevelEmergency:
+		return fmt.Sprintf("the space for logs is used up (level %d of %d: less than %d bytes are free)", sp.Level, LevelEmergency, sp.Below)
+	case sp.Emergency && sp.Limit > 0:
+		return fmt.Sprintf("less than %d%% of the space for logs is free, its emergency limit (marsadm set-emergency-limit)", sp.Limit)
+	case sp.Emergency && sp.Level > 0:
+		return fmt.Sprintf("the space for logs was used up, and not enough is free yet (level %d, 0 ends it)", sp.Level)
+	}
+	return "its log got no space although the file system seems to have some (a quota?)"
 }
 
 // behindHole is the number of the log with which an emergency ends.
@@ -181,8 +197,11 @@ func isHole(v symlinktree.Version) bool {
 func (d *decision) atHole() {
 	cur := d.f.Current
 	if h, ok := d.hole(); ok {
-		d.say(msgHole, "%s on %s ends with %s: %s went on without a log behind it (emergency mode); marsadm invalidate %s copies everything anew when that is over",
-			d.r, d.f.Node, cur, h, d.r)
+		next := fmt.Sprintf("marsadm invalidate %s copies everything anew", d.r)
+		if v, _ := d.s.Get(d.r.ActualPath(h, "has-emergency")); symlinktree.Switch(v) {
+			next = "when that is over, " + next
+		}
+		d.say(msgHole, "%s on %s ends with %s and is old: behind it %s went on without a log (emergency mode); %s", d.r, d.f.Node, cur, h, next)
 		return
 	}
 	p := d.in.primary

@@ -50,6 +50,49 @@ func secondary(set func(s *SpaceFacts)) func(f *Facts) {
 	return func(f *Facts) { set(&f.Space) }
 }
 
+// The message names the true cause, and tells a secondary what to do when.
+func TestEmergencyMessages(t *testing.T) {
+	limit := func(s *SpaceFacts) { s.Emergency, s.Limit = true, 30 }
+	for _, c := range []struct {
+		name  string
+		tree  map[string]string
+		facts func(f *Facts)
+		key   string
+		want  []string
+	}{
+		{"full", primaryTree(nil), withSpace(level(4)), msgEmergency, []string{"level 4 of 4"}},
+		{"limit of the resource", primaryTree(nil), withSpace(limit), msgEmergency, []string{"less than 30%", "set-emergency-limit"}},
+		{"not enough free yet", primaryTree(nil), withSpace(func(s *SpaceFacts) { s.Level, s.Emergency = 2, true }), msgEmergency, []string{"was used up", "level 2"}},
+		{"a quota", primaryTree(nil), withSpace(level(0), full, func(f *Facts) { f.LogSize = 0 }), msgEmergency, []string{"quota"}},
+		{"about to end", primaryTree(nil), withSpace(level(0), func(f *Facts) { f.Direct, f.Current = true, log(13, "b") }), msgEmergency, []string{"about to end"}},
+		{"secondary, while it lasts", map[string]string{"version-000000014-a": hole14, "actual-a/has-emergency": "1"}, nil, msgHole, []string{"is old", "when that is over, marsadm invalidate"}},
+		{"secondary, afterwards", map[string]string{"version-000000014-a": hole14, "actual-a/has-emergency": "0"}, nil, msgHole, []string{"is old", "; marsadm invalidate"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			links := maps.Clone(base)
+			maps.Copy(links, c.tree)
+			f := caughtUpFacts()
+			if c.facts != nil {
+				c.facts(&f)
+			}
+			for _, a := range decide(snapshot(t, links), "r0", f) {
+				if m, ok := a.(Say); ok && m.Key == c.key {
+					for _, w := range c.want {
+						if !strings.Contains(m.Text, w) {
+							t.Errorf("says %q, want %q in it", m.Text, w)
+						}
+					}
+					if strings.Contains(m.Text, "level 0") {
+						t.Errorf("says %q", m.Text)
+					}
+					return
+				}
+			}
+			t.Error("says nothing")
+		})
+	}
+}
+
 func TestDecideSpace(t *testing.T) {
 	limit := func(s *SpaceFacts) { s.Emergency = true }
 	near := func(s *SpaceFacts) { s.Near = true }

@@ -182,6 +182,7 @@ type SpaceFacts struct {
 	Free      int64 // bytes, with what own logs have allocated ahead
 	Below     int64 // bytes: less than that makes the level
 	Emergency bool  // of this resource
+	Limit     int64 // emergency-limit of this resource in percent, 0 = none
 	Near      bool  // the limit of some resource will be reached soon
 	Allowed   bool  // logging may be given up
 }
@@ -256,13 +257,20 @@ func (n *Node) lookAtSpace() {
 func (n *Node) emergencyLimits(workers []*worker) map[*worker]int64 {
 	limits := make(map[*worker]int64)
 	for _, w := range workers {
-		if v, ok := n.tree.Get(w.r.TodoPath(n.cfg.Node, symlinktree.SwitchEmergencyLimit)); ok {
-			if limit := symlinktree.LeadingInt(v); limit > 0 && limit <= 100 {
-				limits[w] = limit
-			}
+		if limit := w.emergencyLimit(); limit > 0 {
+			limits[w] = limit
 		}
 	}
 	return limits
+}
+
+// emergencyLimit is that of one resource, 0 if it has none.
+func (w *worker) emergencyLimit() int64 {
+	v, _ := w.n.tree.Get(w.r.TodoPath(w.n.cfg.Node, symlinktree.SwitchEmergencyLimit))
+	if limit := symlinktree.LeadingInt(v); limit > 0 && limit <= 100 {
+		return limit
+	}
+	return 0
 }
 
 // allocatedAhead is what logs under way have reserved behind their end: it is taken, but theirs to
@@ -332,5 +340,6 @@ func (w *worker) spaceFacts() SpaceFacts {
 	if level > 0 {
 		below = w.n.cfg.Reserves.threshold(level, total)
 	}
-	return SpaceFacts{Level: level, Free: free, Below: below, Emergency: w.emergency.Load(), Near: w.near.Load(), Allowed: w.n.cfg.Emergency}
+	return SpaceFacts{Level: level, Free: free, Below: below, Emergency: w.emergency.Load(), Limit: w.emergencyLimit(),
+		Near: w.near.Load(), Allowed: w.n.cfg.Emergency}
 }

@@ -196,7 +196,7 @@ var diskLevels = map[string]severity{
 
 var replicationLevels = map[string]severity{
 	"EmergencyMode": sevCritical, "NotYetPrimary": sevWarning, "PausedSync": sevWarning, "PausedFetch": sevWarning,
-	"PausedReplay": sevWarning, "NoPrimaryDesignated": sevWarning, "Orphan": sevCritical,
+	"PausedReplay": sevWarning, "NoPrimaryDesignated": sevWarning, "Orphan": sevCritical, "BehindHole": sevCritical,
 }
 
 // resource judges one resource.
@@ -223,6 +223,9 @@ func (k *checker) resource(r *macro.Report) {
 	}
 	if s := r.Split; s != nil {
 		k.add(sevCritical, r.Resource, "split brain: %s", s.Reason)
+	}
+	if r.BehindHole != nil {
+		k.add(sevCritical, r.Resource, "old version: %s went on without a log (emergency mode)", *r.BehindHole)
 	}
 	if r.Emergency {
 		k.add(sevCritical, r.Resource, "emergency mode: nothing is logged")

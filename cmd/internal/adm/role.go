@@ -166,6 +166,10 @@ func gate(t macro.Tree, r symlinktree.Resource, old, host string) (missing strin
 		return "", refuse(fmt.Sprintf("decide for one side: marsadm primary --force %s there, marsadm invalidate %s on the others", r, r),
 			"split brain between %s and %s: %s", s.Host1, s.Host2, s.Reason)
 	}
+	if w := macro.BehindHole(t, string(r), host); w != "" {
+		return "", refuse(fmt.Sprintf("when %s logs again: marsadm invalidate %s; to go on with the old version: marsadm pause-fetch %s; marsadm primary --force %s", w, r, r, r),
+			"the disk of %s is older than what %s has written without a log (emergency mode)", host, w)
+	}
 	members := replayMembers(t, r)
 	if len(members) < 2 || old == host {
 		return "", nil

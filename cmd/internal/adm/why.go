@@ -76,7 +76,7 @@ func (x *explainer) at(host, cmd string) string {
 func explain(c *macro.Context, host string) (*macro.Report, []reason) {
 	x := &explainer{c: c, r: c.Report(host), node: c.NodeReport(), now: c.Now}
 	x.broken()
-	for _, f := range []func() bool{x.membership, x.daemon, x.disk, x.split, x.damage, x.role, x.emergency} {
+	for _, f := range []func() bool{x.membership, x.daemon, x.disk, x.split, x.hole, x.damage, x.role, x.emergency} {
 		if f() {
 			return x.r, x.out
 		}
@@ -201,6 +201,44 @@ func (x *explainer) split() bool {
 	return true
 }
 
+// hole: the disk is a version of the data, but what comes next was never logged.
+func (x *explainer) hole() bool {
+	r := x.r
+	if r.BehindHole == nil {
+		return false
+	}
+	w := *r.BehindHole
+	link := x.res().ActualPath(w, "has-emergency")
+	if v, _ := x.c.Tree.Get(link); symlinktree.Switch(v) {
+		why, next := x.emergencyOf(w)
+		x.because(link, "the end of the emergency mode of "+w, next,
+			"its disk is consistent but old: it ends at %s, and %s goes on without a log (%s), so that nothing more can be fetched. When that is over, the disk has to be copied anew: marsadm invalidate %s",
+			r.Log.Position, w, why, r.Resource)
+		return true
+	}
+	x.because(x.res().ReplayPath(r.Host), "the disk to be copied anew", x.at(r.Host, x.cmd("invalidate")),
+		"its disk is consistent but old: it ends at %s, and behind that %s has gone on for a while without a log (emergency mode). This is no split brain: only a new copy brings it up to date",
+		r.Log.Position, w)
+	return true
+}
+
+// emergencyOf is why a host does not log, and the command to end that.
+func (x *explainer) emergencyOf(host string) (why, next string) {
+	level, _ := x.c.Tree.Get(symlinktree.ActualPath(host, "emergency"))
+	limit, _ := x.c.Tree.Get(x.res().TodoPath(host, symlinktree.SwitchEmergencyLimit))
+	if macro.Number(level) < emergencyLevel && macro.Number(limit) > 0 {
+		return fmt.Sprintf("less than its emergency limit of %d%% of the space for logs is free; free space, or lower the limit", macro.Number(limit)),
+			x.at(host, fmt.Sprintf("marsadm set-emergency-limit %s 0", x.r.Resource))
+	}
+	if host == x.c.Node && x.c.Root != "" {
+		return "its filesystem of the logs is full", "df -h " + x.c.Root
+	}
+	return "its filesystem of the logs is full", x.at(host, "df -h")
+}
+
+// emergencyLevel is the level of actual-H/emergency at which primaries stop logging.
+const emergencyLevel = 4
+
 // damage: a log that cannot be used.
 func (x *explainer) damage() bool {
 	r := x.r
@@ -270,7 +308,8 @@ func (x *explainer) emergency() bool {
 	}
 	link := x.res().ActualPath(p, "has-emergency")
 	if v, _ := x.c.Tree.Get(link); symlinktree.Switch(v) {
-		x.because(link, "space for logs on "+p, x.at(p, "df -h"), "the host %s is in emergency mode: it does not log, so secondaries get nothing new. Free space there; afterwards the secondaries need invalidate", p)
+		why, next := x.emergencyOf(p)
+		x.because(link, "space for logs on "+p, next, "the host %s is in emergency mode: %s. It does not log, so secondaries get nothing new; afterwards they need invalidate", p, why)
 	}
 	return false
 }
@@ -365,6 +404,9 @@ func (x *explainer) peers() {
 		return
 	}
 	for _, h := range without(x.r.Members, x.r.Host) {
+		if macro.BehindHole(x.c.Tree, x.r.Resource, h) != "" {
+			x.because(x.res().ReplayPath(h), "a new copy on "+h, x.at(h, x.cmd("invalidate")), "the member %s stays at an old version: it needs what was written here without a log (emergency mode)", h)
+		}
 		link := symlinktree.ActualPath(h, "time")
 		v, ok := x.c.Tree.Get(link)
 		s, err := symlinktree.ParseStamp(v)

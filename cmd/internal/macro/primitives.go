@@ -79,6 +79,9 @@ func stateMacros() []Macro {
 		prim("is-split-brain", "", "the histories of two members have parted", func(c *Context, _ Args) string {
 			return flag(DetectSplit(c.Tree, c.Res).Found)
 		}),
+		perHost("is-behind-hole", "the disk ends in front of what a primary has written without a log (emergency mode)", func(c *Context, h string) string {
+			return flag(c.behindHole(h) != "")
+		}),
 		perHost("is-orphan", "the log to replay is missing", func(c *Context, h string) string { return flag(c.orphan(h)) }),
 		perHost("is-consistent", "the disk is a version of the data", func(c *Context, h string) string { return flag(c.consistent(h, true)) }),
 		perHost("is-almost-consistent", "likewise, but a primary may have unwritten data", func(c *Context, h string) string {
@@ -143,12 +146,14 @@ func logMacros() []Macro {
 	}
 	var out []Macro
 	for name, f := range spans {
+		// What was written without a log is in no sum of logs.
+		holed := func(c *Context, h string) bool { return (name == "fetch" || name == "work") && c.behindHole(h) != "" }
 		rest := func(c *Context, h string) int64 { s := f(c, h); return max(0, s.size-s.pos) }
 		out = append(out,
 			perHost(name+"-pos", "bytes done", func(c *Context, h string) string { return itoa(f(c, h).pos) }),
 			perHost(name+"-size", "bytes in all", func(c *Context, h string) string { return itoa(f(c, h).size) }),
 			perHost(name+"-rest", "bytes left", func(c *Context, h string) string { return itoa(rest(c, h)) }),
-			perHost(name+"-reached", "nothing is left", func(c *Context, h string) string { return truth(rest(c, h) == 0) }),
+			perHost(name+"-reached", "nothing is left", func(c *Context, h string) string { return truth(rest(c, h) == 0 && !holed(c, h)) }),
 			prim(name+"-threshold-reached", "{size}{host}", "at most size bytes are left", func(c *Context, a Args) string {
 				return truth(rest(c, a.At(1, c.Host)) <= Number(a.At(0, itoa(c.Threshold))))
 			}),

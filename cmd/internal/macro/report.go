@@ -30,7 +30,9 @@ type Report struct {
 	WantedRole       string `json:"wanted_role"`
 	Consistent       bool   `json:"consistent"`
 	Orphan           bool   `json:"orphan"`
-	Emergency        bool   `json:"emergency"`
+	// BehindHole is who has written without a log what comes behind this disk.
+	BehindHole *string `json:"behind_hole"`
+	Emergency  bool    `json:"emergency"`
 
 	Disk     DiskReport       `json:"disk"`
 	Device   DeviceReport     `json:"device"`
@@ -155,6 +157,9 @@ func (c *Context) Report(host string) *Report {
 		if c.on(c.actual(h, "is-primary")) {
 			r.ActualPrimaries = append(r.ActualPrimaries, h)
 		}
+	}
+	if h := c.behindHole(host); h != "" {
+		r.BehindHole = &h
 	}
 	c.reportIO(r, host)
 	pos, size := c.syncAmounts(host)

@@ -20,10 +20,14 @@ type Split struct {
 	Amount1, Amount2 int64
 	// Reason says which rule of the detector applied.
 	Reason string
+	// Behind is the one of the two hosts, if any, that stands in front of a hole in the
+	// history of the other one (emergency mode). That alone is no split brain.
+	Behind string
 }
 
 // position is a node on the way back through the version chain of one host.
 type position struct {
+	host   string // whose version links are followed
 	seq    int
 	origin string
 	pos    int64
@@ -70,7 +74,7 @@ func startOf(t Tree, r symlinktree.Resource, host string) (position, bool) {
 	if err != nil {
 		return position{}, false
 	}
-	p := position{seq: rep.Seq, origin: rep.Origin, pos: rep.Min}
+	p := position{host: host, seq: rep.Seq, origin: rep.Origin, pos: rep.Min}
 	if ver, ok := versionOf(t, r, rep.Seq, host); ok && ver.Origin == rep.Origin {
 		if rep.Origin == host && ver.Pos > rep.Min {
 			p.pos = ver.Pos
@@ -91,21 +95,63 @@ func versionOf(t Tree, r symlinktree.Resource, n int, host string) (symlinktree.
 	return ver, err == nil
 }
 
-// back steps to the end of the log before p as host's own chain tells it. A link
+// isHole: writing went on without a log before the next one (emergency mode, reference
+// symlink-tree 4.20). The first version link of a resource looks the same: in front of
+// it there is nothing of the same life.
+func isHole(v symlinktree.Version) bool {
+	return v.Digest == symlinktree.ZeroDigest && v.Pos == 0 && strings.Trim(v.Prev, ":") == ""
+}
+
+// step is how a walk gets on.
+type step int
+
+const (
+	stepLog     step = iota // to the end of the log before
+	stepHole                // over a hole, to the end of what its writer had logged before
+	stepEnd                 // there is a hole, and nothing is known from before it
+	stepMissing             // a version link is missing
+)
+
+// back steps to the end of the log before p as the chain of p.host tells it. A link
 // that does not lead to a lower number is malformed and counts as missing.
-func back(t Tree, r symlinktree.Resource, host string, p position) (position, bool) {
-	to := position{depth: p.depth + 1, walked: p.walked + p.pos}
-	if ver, ok := versionOf(t, r, p.seq, host); ok {
+func back(t Tree, r symlinktree.Resource, p position) (position, step) {
+	to := position{host: p.host, depth: p.depth + 1, walked: p.walked + p.pos}
+	ver, ok := versionOf(t, r, p.seq, p.host)
+	if ok {
 		if prev, ok := ver.Predecessor(); ok && prev.Seq < p.seq {
 			to.seq, to.origin, to.pos, to.digest = prev.Seq, prev.Origin, prev.Pos, prev.Digest
-			return to, true
+			return to, stepLog
 		}
 	}
-	if ver, ok := versionOf(t, r, p.seq-1, host); ok && ver.Seq < p.seq {
-		to.seq, to.origin, to.pos, to.digest = ver.Seq, ver.Origin, ver.Pos, ver.Digest
-		return to, true
+	if ok && isHole(ver) {
+		return overHole(t, r, ver, to)
 	}
-	return to, false
+	if ver, ok := versionOf(t, r, p.seq-1, p.host); ok && ver.Seq < p.seq {
+		to.seq, to.origin, to.pos, to.digest = ver.Seq, ver.Origin, ver.Pos, ver.Digest
+		return to, stepLog
+	}
+	return to, stepMissing
+}
+
+// overHole goes on with the newest log that the writer of the hole vouches for in front
+// of it. Only its own links tell that: what others have there may be a branch that they
+// have given up.
+func overHole(t Tree, r symlinktree.Resource, hole symlinktree.Version, to position) (position, step) {
+	var last symlinktree.Version
+	for _, e := range t.List(r.Dir()) {
+		n, h, ok := symlinktree.NumberedOf(base(e.Path), "version")
+		if !ok || h != hole.Origin || n >= hole.Seq || n <= last.Seq {
+			continue
+		}
+		if v, err := symlinktree.ParseVersion(e.Value); err == nil && v.Seq == n {
+			last = v
+		}
+	}
+	if last.Seq == 0 {
+		return to, stepEnd
+	}
+	to.host, to.seq, to.origin, to.pos, to.digest = hole.Origin, last.Seq, last.Origin, last.Pos, last.Digest
+	return to, stepHole
 }
 
 // comparePair walks both chains back until they meet or cannot.
@@ -113,23 +159,33 @@ func comparePair(t Tree, r symlinktree.Resource, ha, hb string) Split {
 	a, _ := startOf(t, r, ha)
 	b, _ := startOf(t, r, hb)
 	s := Split{Host1: ha, Host2: hb}
-	lost := func(host string, p position) Split {
+	// ended: the walk of p cannot go on. In front of a hole that proves nothing.
+	ended := func(how step, host string, p position) Split {
+		if how == stepEnd && !s.Found {
+			return s
+		}
 		s.Found, s.Reason = true, fmt.Sprintf("the version link of %s before %s is missing", host, p)
 		s.Amount1, s.Amount2 = a.walked+a.pos, b.walked+b.pos
 		return s
 	}
+	// walk takes a step; other is the host that this is compared with.
+	walk := func(p *position, other string) (how step, before position) {
+		before = *p
+		*p, how = back(t, r, before)
+		if (how == stepHole || how == stepEnd) && s.Behind == "" && before.seq > 0 {
+			s.Behind = other
+		}
+		return how, before
+	}
 	for {
-		var ok bool
 		switch {
 		case a.seq > b.seq:
-			before := a
-			if a, ok = back(t, r, ha, a); !ok {
-				return lost(ha, before)
+			if how, before := walk(&a, hb); how >= stepEnd {
+				return ended(how, ha, before)
 			}
 		case b.seq > a.seq:
-			before := b
-			if b, ok = back(t, r, hb, b); !ok {
-				return lost(hb, before)
+			if how, before := walk(&b, ha); how >= stepEnd {
+				return ended(how, hb, before)
 			}
 		case a.origin != b.origin:
 			// Two logs of one number: split for sure; only the common point is left to find.
@@ -137,17 +193,47 @@ func comparePair(t Tree, r symlinktree.Resource, ha, hb string) Split {
 			if s.Reason == "" {
 				s.Reason = fmt.Sprintf("both wrote a log number %d", a.seq)
 			}
-			ba, bb := a, b
-			if a, ok = back(t, r, ha, a); !ok {
-				return lost(ha, ba)
+			howA, beforeA := walk(&a, hb)
+			if howA >= stepEnd {
+				return ended(howA, ha, beforeA)
 			}
-			if b, ok = back(t, r, hb, b); !ok {
-				return lost(hb, bb)
+			howB, beforeB := walk(&b, ha)
+			if howB >= stepEnd {
+				return ended(howB, hb, beforeB)
 			}
 		default:
 			return s.meet(a, b)
 		}
 	}
+}
+
+// BehindHole is the member in whose history there is a hole that host stands in front
+// of, empty if there is none: what was written meanwhile is in no log, so host can only
+// be copied as a whole (invalidate). The designated primary is asked first.
+func BehindHole(t Tree, res, host string) string {
+	r := symlinktree.Resource(res)
+	if _, ok := startOf(t, r, host); !ok {
+		return ""
+	}
+	primary, _ := t.Get(r.PrimaryPath())
+	hosts := append([]string{primary}, hostsWith(t, r.Dir(), "replay")...)
+	for _, h := range hosts {
+		if _, ok := startOf(t, r, h); !ok || h == host {
+			continue
+		}
+		if s := comparePair(t, r, host, h); !s.Found && s.Behind == host {
+			return h
+		}
+	}
+	return ""
+}
+
+// behindHole is BehindHole for the resource of the context; a primary is never behind.
+func (c *Context) behindHole(host string) string {
+	if c.on(c.actual(host, "is-primary")) {
+		return ""
+	}
+	return BehindHole(c.Tree, c.Res, host)
 }
 
 // meet judges two positions in the same log. s.Found may be set already, then only

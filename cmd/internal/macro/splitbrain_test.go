@@ -79,6 +79,86 @@ func TestDetectSplit(t *testing.T) {
 	}
 }
 
+// TestBehindHole: who stands in front of what a primary has written without a log is no
+// party of a split brain, unless it has gone its own way. "0" digits with # are the links
+// of holes.
+func TestBehindHole(t *testing.T) {
+	const holed = "a 12a5: 12a5<11a0#0 11a0#0 1a100"
+	for _, c := range []struct {
+		name   string
+		chain  []string
+		split  bool
+		behind map[string]string
+	}{
+		{name: "at the end of the log before", chain: []string{holed, "b 1a100: 1a100"}, behind: map[string]string{"b": "a"}},
+		{name: "and before that", chain: []string{holed, "b 1a50: 1a50"}, behind: map[string]string{"b": "a"}},
+		{name: "emergency mode lasts: no link of the next log yet", chain: []string{"a 12a0: 11a0#0 1a100", "b 1a100: 1a100"}, behind: map[string]string{"b": "a"}},
+		{name: "the logs before it have been forgotten", chain: []string{"a 12a5: 12a5<11a0#0 11a0#0", "b 1a50: 1a50"}, behind: map[string]string{"b": "a"}},
+		{name: "two holes", chain: []string{"a 23a5: 23a5<22a0#0 22a0#0 12a9<11a0#0 11a0#0 1a100", "b 1a100: 1a100"}, behind: map[string]string{"b": "a"}},
+		{name: "copied anew", chain: []string{holed, "b 12a3: 12a5<11a0#0 11a0#0"}, behind: map[string]string{"b": "", "a": ""}},
+		{name: "copied anew, a third one not", chain: []string{holed, "b 12a3: 12a5<11a0#0 11a0#0", "c 1a100: 1a100"}, behind: map[string]string{"b": "", "c": "a"}},
+		{name: "a branch that was given up says nothing", chain: []string{holed, "b 12a3: 12a5<11a0#0 11a0#0 2b9<1a90", "c 1a100: 1a100"}, behind: map[string]string{"c": "a"}},
+		{name: "forced primary in front of the hole", chain: []string{holed, "b 2b7: 2b7<1a100 1a100"}, split: true, behind: map[string]string{"b": ""}},
+		{name: "beyond what was logged", chain: []string{"a 12a5: 12a5<11a0#0 11a0#0 2a60<1a100 1a100", "b 2b7: 2b7<1a90 1a90"}, split: true},
+		{name: "no hole", chain: []string{"a 2a10: 2a10<1a100 1a100", "b 1a50: 1a50"}, behind: map[string]string{"b": "", "a": ""}},
+		{name: "a missing link is no hole", chain: []string{"a 3a10:", "b 1a50: 1a50"}, split: true, behind: map[string]string{"b": ""}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			tree := chain(t, c.chain...)
+			if s := DetectSplit(tree, "r"); s.Found != c.split {
+				t.Errorf("%+v", s)
+			}
+			for host, want := range c.behind {
+				if got := BehindHole(tree, "r", host); got != want {
+					t.Errorf("%s is behind a hole of %q, want %q", host, got, want)
+				}
+			}
+		})
+	}
+}
+
+// TestBehindHoleWords: consistent, but old.
+func TestBehindHoleWords(t *testing.T) {
+	tree := chain(t, "a 12a5: 12a5<11a0#0 11a0#0 1a100", "b 1a100: 1a100")
+	for path, v := range parseTree(t, `resource-r/primary -> a
+		resource-r/size -> 4096
+		resource-r/syncstatus-b -> 4096
+		resource-r/todo-b/attach -> 1
+		resource-r/todo-b/connect -> 1
+		resource-r/todo-b/allow-replay -> 1
+		resource-r/actual-b/is-attached -> 1
+		resource-r/actual-b/is-replaying -> 1
+		actual-a/time -> 10000.000000000
+		actual-b/time -> 10000.000000000`) {
+		tree[path] = v
+	}
+	c := testContext(tree, "b")
+	look := func() string {
+		var out []string
+		for _, m := range []string{"diskstate", "replstate", "is-consistent", "is-split-brain", "is-behind-hole", "fetch-reached", "work-reached", "replay-reached", "flags", "diskstate-1and1"} {
+			v, err := c.Eval(m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, v)
+		}
+		return strings.Join(out, " ")
+	}
+	if got, want := look(), "OutDated[H] BehindHole 1 0 1   1 dCASfR Outdated[H]"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if r := c.Report("b"); r.BehindHole == nil || *r.BehindHole != "a" || !r.Consistent || r.Split != nil {
+		t.Errorf("%+v", r)
+	}
+	tree["resource-r/replay-b"] = parseTree(t, "x -> log-000000012-a,5,0")["x"]
+	for path, v := range chain(t, "b: 12a5<11a0#0 11a0#0") {
+		tree[path] = v
+	}
+	if got, want := look(), "UpToDate Replaying 1 0 0 1 1 1 dCASFR Uptodate"; got != want {
+		t.Errorf("copied anew: %q, want %q", got, want)
+	}
+}
+
 // FuzzDetectSplit: whatever the links say, the walk ends, and the answer does not
 // depend on the order of the hosts.
 func FuzzDetectSplit(f *testing.F) {

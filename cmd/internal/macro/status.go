@@ -78,7 +78,10 @@ func (c *Context) diskWord(host string) string {
 		if w := behind(); w != "" {
 			return w
 		}
-		return "OutDated" + a.outdated()
+		return "OutDated" + c.outdated(host)
+	}
+	if c.behindHole(host) != "" {
+		return "OutDated" + c.outdated(host)
 	}
 	if p := c.designated(); p != "" && c.on(c.actual(p, "has-emergency")) {
 		return "EmergencyMode"
@@ -157,6 +160,8 @@ func (c *Context) Replstate(host string) string {
 		return "PrimaryUnreachable"
 	case c.orphan(host):
 		return "Orphan"
+	case c.behindHole(host) != "" && c.amounts(host).workRest() == 0:
+		return "BehindHole"
 	}
 	return "Replaying"
 }
@@ -183,7 +188,7 @@ func (c *Context) Flags(host string) string {
 		letter(c.consistent(host, true), true, "C") +
 		letter(attached && wanted, attached || wanted, "A") +
 		letter(c.syncRest(host) == 0, c.on(c.todo(host, "sync")), "S") +
-		letter(a.ok && a.fetchRest() == 0, c.on(c.todo(host, "connect")), "F") +
+		letter(a.ok && a.fetchRest() == 0 && c.behindHole(host) == "", c.on(c.todo(host, "connect")), "F") +
 		letter(a.ok && a.replayRest() == 0 && !c.orphan(host), c.on(c.todo(host, "allow-replay")), "R")
 }
 

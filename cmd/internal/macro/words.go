@@ -23,7 +23,7 @@ func wordMacros() []Macro {
 		perHost("replstate", "state of the replication in one word", (*Context).Replstate),
 		perHost("flags", "six letters: device consistent attached synced fetched replayed", (*Context).Flags),
 		perHost("flags-1and1", "the switches sync, fetch, replay as letters", (*Context).flagsShort),
-		perHost("outdated-flags", "[F], [R] or [FR]: what is behind; or nothing", func(c *Context, h string) string { return c.amounts(h).outdated() }),
+		perHost("outdated-flags", "[F], [R], [FR]: what is behind, with H in front of a hole in the log (emergency mode); or nothing", (*Context).outdated),
 		perHost("role", "what the host is", (*Context).Role),
 		perHost("role-1and1", "Primary or Secondary", func(c *Context, h string) string {
 			if c.on(c.actual(h, "is-primary")) {
@@ -52,8 +52,9 @@ func wordMacros() []Macro {
 }
 
 // outdated names what is behind.
-func (a amounts) outdated() string {
-	s := strings.Repeat("F", b2i(a.fetchRest() > 0)) + strings.Repeat("R", b2i(a.replayRest() > 0))
+func (c *Context) outdated(host string) string {
+	a := c.amounts(host)
+	s := strings.Repeat("F", b2i(a.fetchRest() > 0)) + strings.Repeat("R", b2i(a.replayRest() > 0)) + strings.Repeat("H", b2i(c.behindHole(host) != ""))
 	if s == "" {
 		return ""
 	}
@@ -92,8 +93,8 @@ func (c *Context) diskstateShort(host string) string {
 		return "Detached"
 	case !c.consistent(host, false):
 		return "Inconsistent"
-	case a.workRest() > 0 && !c.on(c.actual(host, "is-primary")):
-		return "Outdated" + a.outdated()
+	case (a.workRest() > 0 || c.behindHole(host) != "") && !c.on(c.actual(host, "is-primary")):
+		return "Outdated" + c.outdated(host)
 	}
 	return "Uptodate"
 }
