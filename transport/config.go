@@ -80,7 +80,9 @@ type Config struct {
 	MaxConns, MaxPeerConns, MaxHandshakes, MaxRequests int
 
 	Limits Limits
-	DSCP   DSCP
+	// NoCompression: a server sends no compressed frames and a peer asks for none, until SetCompression.
+	NoCompression bool
+	DSCP          DSCP
 	// Congestion is TCP_CONGESTION ("bbr", "cubic"), "" = the system's default.
 	Congestion string
 
@@ -145,10 +147,10 @@ func (c Config) Validate() error {
 			return fmt.Errorf("transport config: %s is %d, want at least 1", n.name, n.v)
 		}
 	}
+	if err := (&Traffic{Limits: c.Limits}).Validate(); err != nil {
+		return fmt.Errorf("transport config: %w", err)
+	}
 	for class := range numClasses {
-		if r := c.Limits.of(class); r != 0 && r < minRate {
-			return fmt.Errorf("transport config: limit of class %v is %d bytes/s, want 0 (none) or at least %d", class, r, minRate)
-		}
 		if d := c.DSCP.of(class); d < 0 || d > 63 {
 			return fmt.Errorf("transport config: DSCP of class %v is %d, want 0 to 63", class, d)
 		}

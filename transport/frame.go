@@ -37,12 +37,11 @@ const (
 	flagHeartbeat
 	// flagError: the payload is a wireError in JSON; nothing follows.
 	flagError
-	// flagCompressed is reserved: payload compressed by zstd, its uncompressed
-	// length in the first 4 bytes. Receivers of this version refuse it; senders may
-	// set it only after the receiver asked for it.
+	// flagCompressed: the payload is compressed, see unpack. Senders set it only if
+	// the receiver has said that it takes such frames.
 	flagCompressed
 
-	flagsKnown = flagSealed | flagHeartbeat | flagError
+	flagsKnown = flagSealed | flagHeartbeat | flagError | flagCompressed
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -74,12 +73,13 @@ func frameSum(header, payload []byte) uint32 {
 // frameReader decodes a stream of frames. The payload of a frame is valid until
 // release or the next call of next.
 type frameReader struct {
-	r   io.Reader
-	hdr [frameHeader]byte
-	buf *[]byte
+	r      io.Reader
+	packed bool // compressed frames are welcome
+	hdr    [frameHeader]byte
+	buf    *[]byte
 }
 
-// next returns io.EOF only between frames. Everything else that ends the stream
+// next returns the content of a frame, whether it was compressed or not, and io.EOF only between frames. Everything else that ends the stream
 // early is ErrTruncated, everything that cannot have been sent ErrCorrupt.
 func (fr *frameReader) next() (frame, error) {
 	fr.release()
@@ -102,6 +102,8 @@ func (fr *frameReader) next() (frame, error) {
 	switch {
 	case h[3] != 0 || f.flags&^flagsKnown != 0:
 		return frame{}, fmt.Errorf("%w: unknown frame flags %#x", ErrCorrupt, f.flags)
+	case f.flags&flagCompressed != 0 && (!fr.packed || f.flags&(flagHeartbeat|flagError) != 0):
+		return frame{}, fmt.Errorf("%w: compressed frame (flags %#x) that nobody asked for", ErrCorrupt, f.flags)
 	case size > MaxFrame:
 		return frame{}, fmt.Errorf("%w: frame of %d bytes, at most %d are allowed", ErrCorrupt, size, MaxFrame)
 	case f.offset < 0 || f.durable < 0:
@@ -118,6 +120,15 @@ func (fr *frameReader) next() (frame, error) {
 	le.PutUint32(h[12:], 0)
 	if got := frameSum(h, f.payload); got != want {
 		return frame{}, fmt.Errorf("%w: frame checksum %08x, want %08x", ErrCorrupt, got, want)
+	}
+	if f.flags&flagCompressed != 0 {
+		buf, raw, err := unpack(f.payload)
+		if err != nil {
+			return frame{}, err
+		}
+		fr.release()
+		fr.buf, f.payload = buf, raw
+		f.flags &^= flagCompressed
 	}
 	return f, nil
 }

@@ -12,8 +12,7 @@ import (
 // minRate keeps the smallest piece (4 KiB) below a few seconds.
 const minRate = 1024
 
-// bucket is the token bucket of one class to one peer. A nil bucket is
-// unlimited.
+// bucket is the token bucket of one class to one peer, or of one class of one resource.
 type bucket struct{ lim *rate.Limiter }
 
 func newBucket(bytesPerSecond int64) *bucket {
@@ -76,44 +75,6 @@ func sleep(ctx context.Context, d time.Duration) error {
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	}
-}
-
-// buckets holds the token buckets of all peers of a server.
-type buckets struct {
-	mu     sync.Mutex
-	limits Limits
-	all    map[bucketKey]*bucket
-}
-
-type bucketKey struct {
-	peer  string
-	class Class
-}
-
-func (b *buckets) get(peer string, class Class) *bucket {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	k := bucketKey{peer, class}
-	lim := b.all[k]
-	if lim == nil {
-		// Peers are authenticated, so this is bounded by the members; the check keeps
-		// it so if one of them invents names.
-		if b.all == nil || len(b.all) > 4096 {
-			b.all = map[bucketKey]*bucket{}
-		}
-		lim = newBucket(b.limits.of(class))
-		b.all[k] = lim
-	}
-	return lim
-}
-
-func (b *buckets) set(l Limits) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.limits = l
-	for k, lim := range b.all {
-		lim.set(l.of(k.class))
 	}
 }
 

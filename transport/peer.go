@@ -16,6 +16,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -33,6 +34,8 @@ type Peer struct {
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
+
+	plain atomic.Bool // no compressed frames
 
 	mu     sync.Mutex
 	closed bool
@@ -54,6 +57,7 @@ func NewPeer(id *Identity, name, addr string, cfg Config) *Peer {
 	}
 	p.quiet = newQuietLog(p.cfg.Log, p.cfg.LogInterval)
 	p.tls = id.ClientTLS(name)
+	p.plain.Store(p.cfg.NoCompression)
 	p.ctx, p.cancel = context.WithCancelCause(context.Background())
 	for i := range p.pools {
 		p.pools[i] = p.pool(Class(i))
@@ -69,6 +73,18 @@ func (p *Peer) Name() string { return p.name }
 
 // Addr is where it is expected.
 func (p *Peer) Addr() string { return p.addr }
+
+// SetCompression says whether replies may have compressed frames, from the next request on.
+func (p *Peer) SetCompression(on bool) { p.plain.Store(!on) }
+
+// accept adds to a request for frames that they may be compressed, and says whether it did.
+func (p *Peer) accept(q url.Values) (packed bool) {
+	if p.plain.Load() {
+		return false
+	}
+	q.Set("accept", acceptLZ4)
+	return true
+}
 
 func (p *Peer) pool(class Class) *http.Transport {
 	return &http.Transport{

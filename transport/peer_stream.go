@@ -113,16 +113,17 @@ func (p *Peer) Log(ctx context.Context, resource, log string, off int64, deliver
 	if err := errors.Join(checkName("resource", resource), checkLogName(log)); err != nil {
 		return p.explain(ctx, e, fmt.Errorf("%w: %v", ErrRefused, err))
 	}
+	query := url.Values{"offset": {strconv.FormatInt(off, 10)}}
+	packed := p.accept(query)
 	x, err := p.start(ctx, request{
-		class: ClassLog, stream: true, method: "GET", path: "/v1/log/" + resource + "/" + log,
-		query: url.Values{"offset": {strconv.FormatInt(off, 10)}},
+		class: ClassLog, stream: true, method: "GET", path: "/v1/log/" + resource + "/" + log, query: query,
 	})
 	if err != nil {
 		return p.explain(ctx, e, err)
 	}
 	defer x.done()
 	x.silence(silentHeartbeats * p.cfg.HeartbeatInterval)
-	fr := &frameReader{r: x.Body}
+	fr := &frameReader{r: x.Body, packed: packed}
 	defer fr.release()
 	durable := int64(0)
 	for first := true; ; first = false {
@@ -222,13 +223,14 @@ func (p *Peer) bulk(ctx context.Context, e Error, path string, q url.Values, b [
 	if err := checkName("resource", e.Resource); err != nil {
 		return Position{}, p.explain(ctx, e, fmt.Errorf("%w: %v", ErrRefused, err))
 	}
+	packed := p.accept(q)
 	x, err := p.start(ctx, request{class: ClassSync, method: "GET", path: path + e.Resource, query: q})
 	if err != nil {
 		return Position{}, p.explain(ctx, e, err)
 	}
 	defer x.done()
 	x.silence(silentHeartbeats * p.cfg.HeartbeatInterval)
-	pos, err := readBulk(x.Body, e.Offset, b)
+	pos, err := readBulk(&frameReader{r: x.Body, packed: packed}, e.Offset, b)
 	if err != nil {
 		return Position{}, p.explain(ctx, e, err)
 	}
@@ -237,8 +239,7 @@ func (p *Peer) bulk(ctx context.Context, e Error, path string, q url.Values, b [
 	return pos, nil
 }
 
-func readBulk(r io.Reader, off int64, b []byte) (pos Position, err error) {
-	fr := &frameReader{r: r}
+func readBulk(fr *frameReader, off int64, b []byte) (pos Position, err error) {
 	defer fr.release()
 	start := off
 	for {

@@ -34,7 +34,7 @@ type Server struct {
 	cancel context.CancelCauseFunc
 	work   sync.WaitGroup // handshakes and requests
 
-	limits   buckets
+	lanes    lanes
 	requests chan struct{} // a token for each tree or sync request being served
 
 	mu       sync.Mutex
@@ -61,7 +61,8 @@ func NewServer(id *Identity, h Handler, cfg Config) *Server {
 	}
 	s.log = s.cfg.Log
 	s.quiet = newQuietLog(s.log, s.cfg.LogInterval)
-	s.limits.limits = s.cfg.Limits
+	s.lanes.traffic.Limits = s.cfg.Limits
+	s.lanes.packing.off.Store(s.cfg.NoCompression)
 	s.requests = make(chan struct{}, s.cfg.MaxRequests)
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.tls = id.ServerTLS()
@@ -155,15 +156,6 @@ func (s *Server) Close() error {
 	return err
 }
 
-// SetLimits changes the sending rates, also of what is running.
-func (s *Server) SetLimits(l Limits) error {
-	if err := (Config{Limits: l}).Validate(); err != nil {
-		return err
-	}
-	s.limits.set(l)
-	return nil
-}
-
 // call is one request in a handler.
 type call struct {
 	s     *Server
@@ -173,7 +165,9 @@ type call struct {
 	peer  string
 	class Class
 	conn  *guardConn
-	limit *bucket
+	lane  *lane
+	// limits are the rates that the reply is under: of the class to this peer, and of the resource.
+	limits []*bucket
 }
 
 func (s *Server) routes() http.Handler {
@@ -222,7 +216,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, class Class, boun
 			s.quiet.warn("sockopt", "socket settings refused by the kernel", "err", err)
 		}
 	}
-	c.limit = s.limits.get(c.peer, class)
+	c.lane = s.lanes.lane(c.peer)
+	c.limits = append(c.limits, s.lanes.bucket(bucketKey{class: class, peer: c.peer}))
 	if bounded {
 		if err := c.take(); err != nil {
 			c.fail(err)
@@ -346,7 +341,27 @@ func (c *call) resource() (string, error) {
 	if err := checkName("resource", res); err != nil {
 		return "", fmt.Errorf("%w: %v", ErrRefused, err)
 	}
+	c.limits = append(c.limits, c.s.lanes.bucket(bucketKey{class: c.class, resource: res}))
 	return res, nil
+}
+
+// allow waits until all rates allow n more bytes.
+func (c *call) allow(ctx context.Context, n int, beat func() error) error {
+	for _, b := range c.limits {
+		if err := b.wait(ctx, n, c.s.cfg.HeartbeatInterval, beat); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// piece is the largest piece to send at once.
+func (c *call) piece() int {
+	n := MaxFrame
+	for _, b := range c.limits {
+		n = min(n, b.piece())
+	}
+	return n
 }
 
 // reply sends one JSON object.
@@ -357,7 +372,7 @@ func (c *call) reply(v any) error {
 	if err := enc.Encode(v); err != nil {
 		return err
 	}
-	if err := c.limit.wait(c.ctx, b.Len(), 0, nil); err != nil {
+	if err := c.allow(c.ctx, b.Len(), nil); err != nil {
 		return err
 	}
 	c.w.Header().Set("Content-Type", "application/json")

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 )
@@ -80,11 +81,17 @@ type frameWriter struct {
 	started bool
 	beatAt  frame // what a heartbeat says
 	piece   int
+	packer  *packer       // nil: the peer takes no compressed frames
+	took    time.Duration // for the latest piece
 	small   [frameHeader]byte
 }
 
 func (c *call) frames(ctx context.Context) *frameWriter {
-	return &frameWriter{c: c, ctx: ctx, rc: http.NewResponseController(c.w), conn: c.conn, piece: 64 << 10}
+	fw := &frameWriter{c: c, ctx: ctx, rc: http.NewResponseController(c.w), conn: c.conn, piece: 64 << 10}
+	if slices.Contains(strings.Split(c.r.URL.Query().Get("accept"), ","), acceptLZ4) {
+		fw.packer = &c.lane.packers[c.class]
+	}
+	return fw
 }
 
 func (fw *frameWriter) start() {
@@ -124,22 +131,49 @@ func (fw *frameWriter) beat() error {
 	return fw.raw(fw.small[:])
 }
 
-// data sends buf, whose payload begins at frameHeader, when the token bucket
-// allows it.
+// data sends buf, whose payload begins at frameHeader, when the token buckets
+// allow it; compressed if that pays.
 func (fw *frameWriter) data(buf []byte, f frame) error {
+	raw := len(buf) - frameHeader
+	if fw.c.class == ClassSync {
+		if err := fw.c.lane.yield(fw.ctx, fw.took, fw.c.s.cfg.HeartbeatInterval, fw.beat); err != nil {
+			return err
+		}
+	}
+	if fw.packer != nil && fw.packer.worthwhile(raw) {
+		b := getBuffer(len(buf))
+		defer putBuffer(b)
+		if n := fw.packer.pack((*b)[frameHeader:len(buf)], buf[frameHeader:]); n > 0 {
+			buf = (*b)[:frameHeader+n]
+			f.flags |= flagCompressed
+			fw.c.s.lanes.packing.used.Add(1)
+		}
+	}
 	f.payload = buf[frameHeader:]
-	if err := fw.c.limit.wait(fw.ctx, len(buf), fw.c.s.cfg.HeartbeatInterval, fw.beat); err != nil {
+	begin := time.Now()
+	if err := fw.c.allow(fw.ctx, len(buf), fw.beat); err != nil {
 		return err
 	}
+	limited := time.Since(begin)
 	putHeader(buf, f)
-	begin := time.Now()
 	if err := fw.raw(buf); err != nil {
 		return err
 	}
-	switch d := time.Since(begin); {
-	case d < quickSend:
+	total := time.Since(begin)
+	fw.took = total - limited
+	sent := &fw.c.s.lanes.sent[fw.c.class]
+	sent.raw.Add(int64(raw))
+	sent.wire.Add(int64(len(buf)))
+	if fw.packer != nil {
+		fw.packer.sent(len(buf), total, fw.conn)
+	}
+	if fw.c.class == ClassLog {
+		fw.c.lane.held(fw.took)
+	}
+	switch {
+	case fw.took < quickSend:
 		fw.piece = min(2*fw.piece, MaxFrame)
-	case d > slowSend:
+	case fw.took > slowSend:
 		fw.piece = max(fw.piece/2, minPiece)
 	}
 	return nil
@@ -147,7 +181,7 @@ func (fw *frameWriter) data(buf []byte, f frame) error {
 
 // size is the payload to send next if n bytes are at hand.
 func (fw *frameWriter) size(n int64) int {
-	return int(min(n, int64(fw.piece), int64(fw.c.limit.piece())))
+	return int(min(n, int64(fw.piece), int64(fw.c.piece())))
 }
 
 // failed puts err into the stream, or returns it to be answered if the stream

@@ -177,7 +177,7 @@ func (lw *lineWriter) send(line treeLine) error {
 	}
 	if lw.throttle && line.Type != lineHeartbeat {
 		b := bytes.Clone(lw.buf.Bytes())
-		if err := lw.c.limit.wait(lw.ctx, len(b), lw.c.s.cfg.HeartbeatInterval, lw.beat); err != nil {
+		if err := lw.c.allow(lw.ctx, len(b), lw.beat); err != nil {
 			return err
 		}
 		return lw.write(b)

@@ -53,6 +53,26 @@ func (c *Config) mark(conn net.Conn, class Class) error {
 	})
 }
 
+// deliveryRate is what TCP has measured lately, in bytes per second; 0 if it has not, or if c is not TCP.
+func deliveryRate(c net.Conn) float64 {
+	tc, ok := c.(*net.TCPConn)
+	if !ok {
+		return 0
+	}
+	var rate uint64
+	err := control(tc, func(fd int) error {
+		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err == nil {
+			rate = info.Delivery_rate
+		}
+		return err
+	})
+	if err != nil {
+		return 0
+	}
+	return float64(rate)
+}
+
 func control(c syscall.Conn, f func(fd int) error) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
