@@ -36,6 +36,7 @@ func cron(ctx context.Context, s *session, args []string) error {
 		note(s.apply(planForgotten(s.tree.Snapshot(), j.r, j.logs(j.r), s.env.Now().Add(-2*s.opt.window))), res)
 		note(j.linkPurge(), res)
 	}
+	s.forgetUnits(ctx)
 	for _, res := range list {
 		j := &job{session: s, r: symlinktree.Resource(res)}
 		why, err := j.rotate()

@@ -57,7 +57,7 @@ var details = map[string]detail{
 	"err-purge-all":  {"", "marsadm err-purge-all r0"},
 	"link-purge-all": {"A tombstone is old when all hosts have been heard since it was written.", "marsadm link-purge-all r0"},
 
-	"set-systemd-unit":       {"DEFAULT stands for the first template with a line \"# DEFAULT_START\" (\"# DEFAULT_STOP\"); STOP is START if left out; \"\" takes the units away. Templates are in systemd-templates below the directories of MARS_PATH.", "marsadm set-systemd-unit r0 DEFAULT"},
+	"set-systemd-unit":       {"DEFAULT stands for the first template with a line \"# DEFAULT_START\" (\"# DEFAULT_STOP\"); STOP is START if left out or empty; \"\" alone takes both away. Generated files that are no longer needed are removed, and stopped unless marked KEEP_RUNNING. Templates are in systemd-templates below the directories of MARS_PATH.", "marsadm set-systemd-unit r0 DEFAULT"},
 	"get-systemd-unit":       {"START STOP, or nothing.", "marsadm get-systemd-unit r0"},
 	"set-systemd-want":       {"Stops the services with (none), starts them again with the name of the primary. Waits until the device is closed or open.", "marsadm set-systemd-want r0 '(none)'"},
 	"get-systemd-want":       {"", "marsadm get-systemd-want r0"},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -96,41 +97,68 @@ func moves(t macro.Tree, r symlinktree.Resource) bool {
 	return start != "" && has(t, r.SystemdWantPath())
 }
 
-func setSystemdUnit(ctx context.Context, j *job) error {
+// unitNames turns the words of set-systemd-unit into names of units; none of both
+// takes them away. A stop unit belongs to a start unit.
+func (j *job) unitNames() (start, stop string, err error) {
+	words := [2]string{j.args[0], j.args[len(j.args)-1]}
+	if words[0] == "" && words[1] != "" {
+		return "", "", refuse(fmt.Sprintf("marsadm set-systemd-unit %s START %s, or marsadm set-systemd-unit %s \"\" to take both away", j.r, words[1], j.r),
+			"a stop unit (%s) without a start unit would never be used", words[1])
+	}
 	e, vars := j.engine(), j.templateVars()
 	var names [2]string
 	for i, phase := range []string{"START", "STOP"} {
-		word := j.args[min(i, len(j.args)-1)]
-		if word == "" {
+		if words[i] == "" {
 			continue
 		}
-		name, err := e.Resolve(word, phase, vars)
+		name, err := e.Resolve(words[i], phase, vars)
 		if err == nil {
 			err = symlinktree.ValidValue(name)
 		}
 		if err != nil {
-			return refuse(`name a unit, or DEFAULT for the one that a template has; "" takes them away`, "%s unit %q: %v", strings.ToLower(phase), word, err)
+			return "", "", refuse(`name a unit, or DEFAULT for the one that a template has; "" takes them away`, "%s unit %q: %v", strings.ToLower(phase), words[i], err)
 		}
 		names[i] = name
 	}
-	if names[0] == "" {
+	return names[0], names[1], nil
+}
+
+func setSystemdUnit(ctx context.Context, j *job) error {
+	start, stop, err := j.unitNames()
+	if err != nil {
+		return err
+	}
+	if start == "" {
 		var batch []op
 		for _, p := range []string{j.r.SystemdStartPath(), j.r.SystemdStopPath(), j.r.SystemdWantPath()} {
 			if has(j.tree, p) {
 				batch = append(batch, del(p))
 			}
 		}
-		return j.apply(batch)
+		if err := j.apply(batch); err != nil {
+			return err
+		}
+		j.removeUnits(ctx)
+		return nil
 	}
 	want, _ := j.tree.Get(j.r.PrimaryPath())
 	if want == "" {
 		want = symlinktree.NoHost
 	}
-	err := j.apply([]op{set(j.r.SystemdStartPath(), names[0]), set(j.r.SystemdStopPath(), names[1]), set(j.r.SystemdWantPath(), want)})
-	if err != nil || !j.systemdOn() || j.opt.dryRun {
+	batch := []op{set(j.r.SystemdStartPath(), start)}
+	if stop != "" {
+		batch = append(batch, set(j.r.SystemdStopPath(), stop))
+	} else if has(j.tree, j.r.SystemdStopPath()) {
+		batch = append(batch, del(j.r.SystemdStopPath()))
+	}
+	if err := j.apply(append(batch, set(j.r.SystemdWantPath(), want))); err != nil || j.host != j.node || !j.systemdOn() || j.opt.dryRun {
 		return err
 	}
-	return j.generate(ctx)
+	replaced, err := j.generate(ctx)
+	if err != nil || !replaced {
+		return err
+	}
+	return j.services(ctx) // what ran under the old names, goes on under the new ones
 }
 
 func getSystemdUnit(_ context.Context, j *job) error {
@@ -184,8 +212,9 @@ func setSystemdWant(ctx context.Context, j *job) error {
 	return j.awaitLinks(ctx, "the services have opened the device", linkIs{path: j.r.ActualPath(want, "open-count"), want: "1"})
 }
 
-// generate writes the units of the resource, and those that watch it.
-func (j *job) generate(ctx context.Context) error {
+// generate writes the units of the resource, and those that watch it, and removes
+// those that it had before. It reports whether there were any.
+func (j *job) generate(ctx context.Context) (replaced bool, err error) {
 	start, stop := units(j.tree, j.r)
 	e := j.engine()
 	names := []string{start, stop}
@@ -193,13 +222,20 @@ func (j *job) generate(ctx context.Context) error {
 	if name, err := e.Resolve("WATCH", "START", j.templateVars()); err == nil {
 		names = append(names, name)
 	} else if !errors.Is(err, systemd.ErrNoTemplate) {
-		return err
+		return false, err
 	}
 	rep, err := e.Generate(ctx, names, j.templateVars())
 	for _, n := range rep.Written {
 		j.detail("generated unit %s", n)
 	}
-	return err
+	if err != nil {
+		return false, err
+	}
+	removed, err := e.Remove(ctx, j.tree.Root(), string(j.r), slices.Concat(rep.Written, rep.Same)...)
+	if len(removed) > 0 {
+		j.detail("removed units: %s", words(removed))
+	}
+	return len(removed) > 0, err
 }
 
 // wanted decides what the services on host have to do: it is pure.
@@ -230,7 +266,7 @@ func (j *job) services(ctx context.Context) error {
 		j.print("DRY_RUN: would %s unit '%s'\n", verb, unit)
 		return nil
 	}
-	err := j.generate(ctx)
+	_, err := j.generate(ctx)
 	if err == nil {
 		if run {
 			err = j.engine().Start(ctx, unit)
@@ -256,6 +292,7 @@ func (j *job) services(ctx context.Context) error {
 func systemdTrigger(ctx context.Context, j *job) error {
 	if start, _ := units(j.tree, j.r); start == "" {
 		j.detail("%s has no units", j.r)
+		j.removeUnits(ctx)
 		return nil
 	}
 	if !j.systemdOn() {
@@ -266,7 +303,7 @@ func systemdTrigger(ctx context.Context, j *job) error {
 		j.print("DRY_RUN: would generate the units of %s and touch '%s'\n", j.r, filepath.Join(j.tree.Root(), j.r.SystemdTriggerPath()))
 		return nil
 	}
-	if err := j.generate(ctx); err != nil {
+	if _, err := j.generate(ctx); err != nil {
 		return err
 	}
 	return os.WriteFile(filepath.Join(j.tree.Root(), j.r.SystemdTriggerPath()), []byte(j.tree.Clock().Now().String()+"\n"), 0o600)
@@ -382,16 +419,32 @@ func (j *job) startServices(ctx context.Context) error {
 	return err
 }
 
-// removeUnits takes the units of a resource that has left away.
+// removeUnits takes away what has been generated for a resource that has left, or has
+// no units any more.
 func (j *job) removeUnits(ctx context.Context) {
 	if j.host != j.node || !j.systemdOn() || j.opt.dryRun {
 		return
 	}
-	removed, err := j.engine().Remove(ctx, string(j.r))
+	removed, err := j.engine().Remove(ctx, j.tree.Root(), string(j.r))
 	if err != nil {
-		j.warn("generated units of %s: %v", j.r, err)
+		j.warn("generated units of %s: %v; marsadm cron tries again", j.r, err)
 	}
 	if len(removed) > 0 {
 		j.detail("removed units: %s", words(removed))
+	}
+}
+
+// forgetUnits removes what has been generated here for resources whose units somebody
+// has taken away elsewhere.
+func (s *session) forgetUnits(ctx context.Context) {
+	here := &job{session: s}
+	if s.host != s.node || !here.systemdOn() {
+		return
+	}
+	for _, res := range here.engine().Resources(s.tree.Root()) {
+		j := &job{session: s, r: symlinktree.Resource(res)}
+		if start, _ := units(s.tree, j.r); start == "" {
+			j.removeUnits(ctx)
+		}
 	}
 }

@@ -98,6 +98,82 @@ func TestSystemdUnit(t *testing.T) {
 	}
 }
 
+// unitFiles are the names of the generated units.
+func (r *rig) unitFiles() string {
+	list, err := os.ReadDir(filepath.Join(r.dir, "units"))
+	must(r.t, err)
+	var names []string
+	for _, e := range list {
+		names = append(names, e.Name())
+	}
+	return strings.Join(names, " ")
+}
+
+// Units that are renamed or taken away leave no files behind, here at once and
+// elsewhere with the next cron; a stop unit goes with its start unit.
+func TestSystemdUnitGoes(t *testing.T) {
+	t.Parallel()
+	r := systemdRig(t, "hosta")
+	r.script("etc/systemd-templates/new-@{res}.service", "[Service]\nExecStart=/bin/new\n")
+	r.ok("set-systemd-unit", "r0", "DEFAULT")
+	r.put("resource-r0/actual-hosta/if-on -> 1")
+	if got := r.unitFiles(); got != "app-r0.service fs-r0.mount watch-r0.path" {
+		t.Errorf("units %q", got)
+	}
+	r.noted("calls")
+	r.ok("set-systemd-unit", "r0", "new-r0.service", "app-r0.service")
+	if got := r.unitFiles(); got != "app-r0.service fs-r0.mount new-r0.service watch-r0.path" {
+		t.Errorf("units %q", got)
+	}
+	r.noted("calls")
+	r.ok("set-systemd-unit", "r0", "new-r0.service", "")
+	if got := r.unitFiles(); got != "new-r0.service watch-r0.path" {
+		t.Errorf("units after a rename %q", got)
+	}
+	want := "stop --job-mode=fail app-r0.service; disable app-r0.service; stop --job-mode=fail fs-r0.mount; disable fs-r0.mount; daemon-reload; start --job-mode=fail new-r0.service"
+	if got := r.noted("calls"); got != want {
+		t.Errorf("systemctl %q, want %q", got, want)
+	}
+	if got := r.ok("get-systemd-unit", "r0").out; got != "new-r0.service new-r0.service\n" || r.link("resource-r0/systemd-stop-unit") != "" {
+		t.Errorf("an empty stop unit: %q", got)
+	}
+
+	before := r.state()
+	if res := r.run("set-systemd-unit", "r0", "", "app-r0.service"); res.code != ExitFailed || !strings.Contains(res.err, "app-r0.service) without a start unit") {
+		t.Errorf("a stop unit alone: exit %d: %s", res.code, res.err)
+	}
+	if got := changes(before, r.state()); got != "" {
+		t.Errorf("changed:\n%s", got)
+	}
+	r.ok("--dry-run", "set-systemd-unit", "r0", "")
+	if got := r.unitFiles(); got != "new-r0.service watch-r0.path" {
+		t.Errorf("units after a dry run %q", got)
+	}
+	r.ok("set-systemd-unit", "r0", "", "")
+	if got := r.unitFiles(); got != "" {
+		t.Errorf("units that were taken away %q", got)
+	}
+
+	// Somebody else takes them away: links only.
+	for _, command := range []string{"cron", "systemd-trigger r0"} {
+		r.ok("set-systemd-unit", "r0", "DEFAULT")
+		for _, l := range []string{"start-unit", "stop-unit", "want"} {
+			must(t, r.tree().Delete("resource-r0/systemd-"+l))
+		}
+		must(t, os.WriteFile(filepath.Join(r.dir, "units/mine.service"), []byte("[Service]\n"), 0o600))
+		r.ok(strings.Fields(command)...)
+		if got := r.unitFiles(); got != "mine.service" {
+			t.Errorf("%s leaves %q", command, got)
+		}
+	}
+	// What does not stop stays, and is said.
+	r.ok("set-systemd-unit", "r0", "DEFAULT")
+	r.put("$DIR/fail = 0")
+	if res := r.ok("set-systemd-unit", "r0", ""); !strings.Contains(res.err, "cron tries again") {
+		t.Errorf("%s", res.err)
+	}
+}
+
 // The whole stack moves: services leave the device there, the role comes, services
 // start here.
 func TestSystemdHandover(t *testing.T) {
@@ -230,23 +306,26 @@ func TestSystemdStopsOvertaken(t *testing.T) {
 	r := systemdRig(t, "hosta")
 	r.withApp()
 	r.startDaemon("resource-r0/systemd-want=(none) => resource-r0/systemd-want=hostb")
-	if res := r.run("--timeout=0.3", "detach", "r0"); res.code != ExitTimeout {
+	if res := r.run("--timeout=2", "detach", "r0"); res.code != ExitTimeout {
 		t.Errorf("exit %d: %s", res.code, res.err)
 	}
 	if got := r.link("resource-r0/systemd-want"); got != "hostb" {
 		t.Errorf("wanted on %q", got)
 	}
 	for _, command := range []string{"secondary", "detach", "down"} {
-		r := systemdRig(t, "hosta")
-		r.withApp()
-		r.startDaemon("resource-r0/userspace/systemd-status-stop-hosta=0 => resource-r0/actual-hosta/open-count=0")
-		res := r.run("--timeout=0.3", command, "r0")
-		if res.code != ExitTimeout || !strings.Contains(res.err, "services stay stopped") {
-			t.Errorf("%s: exit %d: %s", command, res.code, res.err)
-		}
-		if got := r.link("resource-r0/systemd-want"); got != "(none)" {
-			t.Errorf("%s: wanted on %q", command, got)
-		}
+		t.Run(command, func(t *testing.T) {
+			t.Parallel()
+			r := systemdRig(t, "hosta")
+			r.withApp()
+			r.startDaemon("resource-r0/userspace/systemd-status-stop-hosta=0 => resource-r0/actual-hosta/open-count=0")
+			res := r.run("--timeout=2", command, "r0")
+			if res.code != ExitTimeout || !strings.Contains(res.err, "services stay stopped") {
+				t.Errorf("exit %d: %s", res.code, res.err)
+			}
+			if got := r.link("resource-r0/systemd-want"); got != "(none)" {
+				t.Errorf("wanted on %q", got)
+			}
+		})
 	}
 }
 

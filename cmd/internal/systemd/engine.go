@@ -61,7 +61,7 @@ func (e *Engine) Generate(ctx context.Context, units []string, vars Vars) (Repor
 			continue
 		}
 		queue = append(queue, refs...)
-		changed, err := e.write(*t, name, text, refs, vars["res"])
+		changed, err := e.write(*t, name, text, refs, vars)
 		if err != nil {
 			return rep, err
 		}
@@ -93,7 +93,6 @@ func (e *Engine) Generate(ctx context.Context, units []string, vars Vars) (Repor
 
 // announce makes systemd read what has been written.
 func (e *Engine) announce(ctx context.Context, written, enable, start []string) error {
-	isUnit := func(n string) bool { return filepath.Ext(n) != scriptSuffix }
 	if !slices.ContainsFunc(written, isUnit) {
 		return nil
 	}
@@ -167,6 +166,9 @@ func (e *Engine) references(text string) []string {
 	return out
 }
 
+// isUnit: systemd knows it.
+func isUnit(name string) bool { return filepath.Ext(name) != scriptSuffix }
+
 // validUnit keeps names from leaving their directory.
 func validUnit(name string) error {
 	if name == "" || len(name) > 255 || strings.ContainsAny(name, "/\n\x00 \t") || name[0] == '.' || name[0] == '-' && filepath.Ext(name) == "" {
@@ -187,11 +189,11 @@ func (e *Engine) place(unit string) (path string, mode fs.FileMode) {
 }
 
 // write puts a generated file in place, unless it is there already.
-func (e *Engine) write(t Template, unit, text string, refs []string, res string) (changed bool, err error) {
+func (e *Engine) write(t Template, unit, text string, refs []string, vars Vars) (changed bool, err error) {
 	path, mode := e.place(unit)
 	var head strings.Builder
-	fmt.Fprintf(&head, "%sFROM %s\n%sNAME %s\n%sTO %s\n%sRESOURCE %s\n### TEMPLATE MTIME %s\n", generated, t.Path, generated, unit, generated, path,
-		generated, res, t.ModTime.UTC().Format("2006-01-02T15:04:05.000000000Z"))
+	fmt.Fprintf(&head, "%sFROM %s\n%sNAME %s\n%sTO %s\n%sROOT %s\n%sRESOURCE %s\n### TEMPLATE MTIME %s\n", generated, t.Path, generated, unit, generated, path,
+		generated, vars["mars"], generated, vars["res"], t.ModTime.UTC().Format("2006-01-02T15:04:05.000000000Z"))
 	for _, r := range refs {
 		fmt.Fprintf(&head, "###   REF: %s\n", r)
 	}
@@ -232,37 +234,70 @@ func isGenerated(text string) bool {
 	return strings.HasPrefix(text, generated) || strings.HasPrefix(text, "#!") && strings.Contains(text, "\n"+generated)
 }
 
-// Remove takes the generated units of a resource away: they are stopped, unless they
-// are to be kept running, and deleted.
-func (e *Engine) Remove(ctx context.Context, res string) (removed []string, err error) {
-	var errs []error
+// existing is a generated file.
+type existing struct{ name, path, text string }
+
+func (x existing) header(key string) string {
+	_, rest, _ := strings.Cut(x.text, "\n"+generated+key+" ")
+	value, _, _ := strings.Cut(rest, "\n")
+	return value
+}
+
+// existing lists the files that have been generated for the tree at root.
+func (e *Engine) existing(root string) []existing {
+	var out []existing
 	for _, dir := range []string{e.cfg.UnitDir, e.cfg.ScriptDir} {
 		list, err := os.ReadDir(dir)
 		if err != nil {
 			continue // no directory, no units
 		}
 		for _, entry := range list {
-			path := filepath.Join(dir, entry.Name())
-			text, err := os.ReadFile(path)
-			if err != nil || !isGenerated(string(text)) || !strings.Contains(string(text), "\n"+generated+"RESOURCE "+res+"\n") {
+			if !entry.Type().IsRegular() || validUnit(entry.Name()) != nil {
 				continue
 			}
-			if filepath.Ext(path) != scriptSuffix && !strings.Contains(string(text), "\n### KEEP_RUNNING\n") {
-				if err := e.Stop(ctx, entry.Name()); err != nil {
-					errs = append(errs, err)
-					continue
-				}
-				// What was never enabled cannot be disabled; that is no failure.
-				_ = e.systemctl(ctx, "disable", entry.Name())
+			x := existing{name: entry.Name(), path: filepath.Join(dir, entry.Name())}
+			text, err := os.ReadFile(x.path)
+			if x.text = string(text); err == nil && isGenerated(x.text) && x.header("ROOT") == root {
+				out = append(out, x)
 			}
-			if err := os.Remove(path); err != nil {
+		}
+	}
+	return out
+}
+
+// Resources lists the resources of the tree at root that have generated units.
+func (e *Engine) Resources(root string) []string {
+	var out []string
+	for _, x := range e.existing(root) {
+		out = append(out, x.header("RESOURCE"))
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// Remove takes the generated units of a resource of the tree at root away, except
+// those to keep: they are stopped, unless they are to be kept running, and deleted.
+func (e *Engine) Remove(ctx context.Context, root, res string, keep ...string) (removed []string, err error) {
+	var errs []error
+	for _, x := range e.existing(root) {
+		if x.header("RESOURCE") != res || slices.Contains(keep, x.name) {
+			continue
+		}
+		if filepath.Ext(x.name) != scriptSuffix && !strings.Contains(x.text, "\n### KEEP_RUNNING\n") {
+			if err := e.Stop(ctx, x.name); err != nil {
 				errs = append(errs, err)
 				continue
 			}
-			removed = append(removed, entry.Name())
+			// What was never enabled cannot be disabled; that is no failure.
+			_ = e.systemctl(ctx, "disable", x.name)
 		}
+		if err := os.Remove(x.path); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		removed = append(removed, x.name)
 	}
-	if len(removed) > 0 {
+	if slices.ContainsFunc(removed, isUnit) {
 		errs = append(errs, e.systemctl(ctx, "daemon-reload"))
 	}
 	return removed, errors.Join(errs...)

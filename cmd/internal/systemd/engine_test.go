@@ -231,12 +231,57 @@ func TestGenerate(t *testing.T) {
 	if err := e.Start(ctx, "extra-r0.script"); err != nil || r.calls() != "start r0" {
 		t.Errorf("script: %v", err)
 	}
-	removed, err := e.Remove(ctx, "r0")
+	removed, err := e.Remove(ctx, "", "r0")
 	if err != nil || len(removed) != 4 {
 		t.Errorf("removed %q, %v", removed, err)
 	}
 	if got, want := r.calls(), "stop --job-mode=fail app-r0.service; disable app-r0.service; stop --job-mode=fail trigger.path; disable trigger.path; daemon-reload"; got != want {
 		t.Errorf("calls %q, want %q", got, want)
+	}
+}
+
+// Only what is not to be kept goes, of that resource and of that tree.
+func TestRemoveSome(t *testing.T) {
+	r := newRig(t)
+	ctx := context.Background()
+	for _, n := range []string{"app", "old"} {
+		r.file("first/"+n+"-@{res}.service", "[Service]\nExecStart=/bin/true\n")
+	}
+	e := New(r.cfg)
+	for _, v := range []Vars{{"mars": "/mars", "res": "r0"}, {"mars": "/mars", "res": "r1"}, {"mars": "/other", "res": "r2"}} {
+		if _, err := e.Generate(ctx, []string{"app-" + v["res"] + ".service", "old-" + v["res"] + ".service"}, v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.file("units/notes.conf", generated+"FROM x\n"+generated+"ROOT /mars\n"+generated+"RESOURCE r0\n")
+	r.calls()
+	if got := e.Resources("/mars"); !slices.Equal(got, []string{"r0", "r1"}) {
+		t.Errorf("resources of /mars: %q", got)
+	}
+	for _, c := range []struct {
+		root, res, want, calls string
+		keep                   []string
+	}{
+		{"/mars", "r2", "", "", nil},
+		{"/other", "r0", "", "", nil},
+		{"/mars", "r0", "old-r0.service", "stop --job-mode=fail old-r0.service; disable old-r0.service; daemon-reload", []string{"app-r0.service", "none.mount"}},
+		{"/mars", "r0", "", "", []string{"app-r0.service"}},
+		{"/mars", "r0", "app-r0.service", "stop --job-mode=fail app-r0.service; disable app-r0.service; daemon-reload", nil},
+	} {
+		removed, err := e.Remove(ctx, c.root, c.res, c.keep...)
+		if got := strings.Join(removed, " "); err != nil || got != c.want {
+			t.Errorf("%+v: removed %q, %v", c, got, err)
+		}
+		if got := r.calls(); got != c.calls {
+			t.Errorf("%+v: systemctl %q", c, got)
+		}
+	}
+	if got := e.Resources("/mars"); !slices.Equal(got, []string{"r1"}) {
+		t.Errorf("resources of /mars: %q", got)
+	}
+	r.file("fail", "99\n")
+	if removed, err := e.Remove(ctx, "/mars", "r1"); err == nil || len(removed) != 0 {
+		t.Errorf("what cannot be stopped stays: removed %q, %v", removed, err)
 	}
 }
 
@@ -269,7 +314,7 @@ func TestGenerateRefuses(t *testing.T) {
 	if got := r.read("units/mine.service"); got != "[Service]\nExecStart=/bin/true\n" {
 		t.Errorf("a foreign unit became %q", got)
 	}
-	if removed, err := e.Remove(ctx, "r0"); err != nil || len(removed) != 0 {
+	if removed, err := e.Remove(ctx, "", "r0"); err != nil || len(removed) != 0 {
 		t.Errorf("removed %q, %v", removed, err)
 	}
 	if got := r.calls(); got != "" {
