@@ -55,5 +55,5 @@ func (n *Node) publishNode() {
 	put("used-log-digest", strconv.Itoa(digestCRC32C))
 	put("used-net-digest", strconv.Itoa(digestCRC32C))
 	put("used-log-compression", "0")
-	put("used-net-compression", "0")
+	put("used-net-compression", strconv.Itoa(n.usedCompression()))
 }

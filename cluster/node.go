@@ -45,10 +45,12 @@ type Node struct {
 
 	sieve      sieve  // links of the cluster
 	saidBroken string // what of them was reported as broken; of dispatch
+	compressed int64  // frames until the last look; of publishNode
 
 	mu      sync.Mutex
 	workers map[symlinktree.Resource]*worker
 	peers   map[string]*peer
+	plain   bool // peers are asked for no compressed frames
 	// stopping: no worker is started any more.
 	stopping bool
 	wg       sync.WaitGroup
@@ -302,6 +304,7 @@ func (n *Node) dispatch(ctx context.Context, seq uint64) {
 	defer n.stopPeers()
 	n.unsayBroken()
 	n.sayBroken()
+	n.steerTraffic()
 	n.refreshPeers(ctx)
 	n.refreshWorkers(nil)
 	tick := time.NewTicker(n.cfg.Scan)
@@ -317,6 +320,7 @@ func (n *Node) dispatch(ctx context.Context, seq uint64) {
 		list, next, ok := n.tree.Since(seq)
 		seq = next
 		if !ok {
+			n.steerTraffic()
 			n.refreshPeers(ctx)
 			n.refreshWorkers(nil)
 		} else {
@@ -328,6 +332,9 @@ func (n *Node) dispatch(ctx context.Context, seq uint64) {
 
 func (n *Node) dispatchChanges(ctx context.Context, list []symlinktree.Entry) {
 	touched := make(map[symlinktree.Resource]bool)
+	if slices.ContainsFunc(list, func(e symlinktree.Entry) bool { return steersTraffic(e.Path) }) {
+		n.steerTraffic()
+	}
 	for _, e := range list {
 		dir, rest, _ := strings.Cut(e.Path, "/")
 		switch {

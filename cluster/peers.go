@@ -66,6 +66,7 @@ func (n *Node) refreshPeers(ctx context.Context) {
 		}
 		p := &peer{n: n, name: name, addr: addr, done: make(chan struct{}), retry: make(chan struct{}, 1),
 			client: transport.NewPeer(n.id, name, data, n.transportConfig())}
+		p.client.SetCompression(!n.plain)
 		var pctx context.Context
 		pctx, p.cancel = context.WithCancel(ctx)
 		n.peers[name] = p
