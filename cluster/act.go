@@ -50,7 +50,7 @@ func (w *worker) act(a Action) {
 		}
 	case Refetch:
 		w.begin(a.String(), func(ctx context.Context) (func(), error) {
-			return func() { w.refetches.add(a.Log, a.At) }, w.refetch(ctx, a)
+			return func() { w.refetches.add(a.Log, a.At); w.blame(a.Log, a.At) }, w.refetch(ctx, a)
 		})
 	case Cut:
 		w.begin(a.String(), func(ctx context.Context) (func(), error) { return nil, w.refetch(ctx, Refetch(a)) })

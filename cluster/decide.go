@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"slices"
 
 	"mars/logfile"
 	"mars/symlinktree"
@@ -430,9 +431,11 @@ func (d *decision) fetch() {
 	case d.f.Fetch == nil:
 		// A subscription goes on at the local length, which a refetch is about to cut.
 		d.move(Fetch(*want))
-	case d.f.Fetch.Log != want.Log, d.f.Fetch.Limit != want.Limit, d.f.Fetch.Peer != want.Peer && !d.f.Alive[d.f.Fetch.Peer]:
+	case d.f.Fetch.Log != want.Log, d.f.Fetch.Limit != want.Limit, d.f.Fetch.Peer != want.Peer && (!d.f.Alive[d.f.Fetch.Peer] || d.preferred(want.Peer)):
 		// A running subscription keeps its source while that is alive.
 		d.do(StopFetch{})
+	case d.f.FetchStalled:
+		d.say(msgFetchStalled, "fetch of %s from %s stands at %d, although %d bytes of it are known to exist", want.Log, d.f.Fetch.Peer, d.f.size(want.Log), d.chain.published(want.Log))
 	}
 }
 
@@ -468,10 +471,27 @@ func (d *decision) fetchTarget() *FetchFact {
 // maxPrefetch bounds how many logs are fetched ahead of replay.
 const maxPrefetch = 100
 
-// source picks the peer to copy a log from: its writer if alive, else a live
-// member whose version link shows that it has more than we have.
+// source picks the peer to copy a log from: the first preferred one that has as much as we have, else its
+// writer if it has more, else the live member whose version link shows most. Whoever failed lately is left out, who
+// sent damage or fell behind is asked last, and nobody is asked whose log belongs to another history.
 func (d *decision) source(log logfile.Name, have int64) string {
-	usable := func(p string) bool { return p != d.f.Node && d.f.Alive[p] && !d.f.Avoid[p] }
+	for _, distrusted := range []bool{false, true} {
+		if p := d.sourceOf(log, have, distrusted); p != "" {
+			return p
+		}
+	}
+	return ""
+}
+
+func (d *decision) sourceOf(log logfile.Name, have int64, distrusted bool) string {
+	usable := func(p string) bool {
+		return p != d.f.Node && d.f.Alive[p] && !d.f.Avoid[p] && d.f.Distrust[p] == distrusted && d.chain.agree(p, log)
+	}
+	for _, p := range d.in.prefer {
+		if pos, ok := d.chain.holds(p, log); ok && pos >= have && usable(p) {
+			return p
+		}
+	}
 	if pos, ok := d.chain.holds(log.Host, log); ok && pos > have && usable(log.Host) {
 		return log.Host
 	}
@@ -485,6 +505,13 @@ func (d *decision) source(log logfile.Name, have int64) string {
 		return log.Host // nobody has more now; it will have
 	}
 	return best
+}
+
+// preferred says whether the subscription is to go over to a source that the administrator prefers.
+func (d *decision) preferred(peer string) bool {
+	at := slices.Index(d.in.prefer, peer)
+	now := slices.Index(d.in.prefer, d.f.Fetch.Peer)
+	return at >= 0 && (now < 0 || at < now)
 }
 
 // sync starts or stops the full sync.
@@ -520,6 +547,8 @@ func (d *decision) sync() {
 		}
 	case d.f.Syncing != src:
 		d.do(StopSync{})
+	case d.f.SyncStalled:
+		d.say(msgSyncStalled, "full sync of %s from %s makes no progress at %d of %d bytes", d.r, src, d.in.synced, d.in.size)
 	}
 }
 

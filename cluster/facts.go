@@ -1,6 +1,8 @@
 package cluster
 
 import (
+	"strings"
+
 	"mars/logfile"
 	"mars/symlinktree"
 )
@@ -77,9 +79,12 @@ type Facts struct {
 	Exported  bool
 	OpenCount int
 
-	Fetch   *FetchFact
-	Avoid   map[string]bool // peers that just failed as a source
-	Syncing string          // peer that the running full sync reads from, "" = none
+	Fetch        *FetchFact
+	FetchStalled bool            // ... and nothing has arrived for long, although somebody has more
+	Avoid        map[string]bool // peers that just failed as a source
+	Distrust     map[string]bool // peers that sent damage or had nothing to send lately: asked last
+	Syncing      string          // peer that the running full sync reads from, "" = none
+	SyncStalled  bool            // ... and nothing has been compared or copied for long
 
 	Heard   bool            // every member has been asked once since the start: answered, or found silent
 	Alive   map[string]bool // peers with fresh news
@@ -121,6 +126,7 @@ type intent struct {
 	giveUp                        string // position of a damage that the administrator accepts
 	maxNr                         int    // highest log number handed out
 	members                       []string
+	prefer                        []string // sources of logs that the administrator prefers, first one first
 }
 
 func readIntent(s *symlinktree.Snapshot, r symlinktree.Resource, node string) intent {
@@ -140,6 +146,7 @@ func readIntent(s *symlinktree.Snapshot, r symlinktree.Resource, node string) in
 		maxNr:      int(symlinktree.LeadingInt(str(r.MaxNrPath()))),
 	}
 	in.member = in.disk != ""
+	in.prefer = strings.FieldsFunc(str(r.ConnectPath(node)), func(c rune) bool { return c == ',' || c == ' ' })
 	if v, err := symlinktree.ParseReplay(str(r.ReplayPath(node))); err == nil {
 		in.pos, in.posOK = v, true
 	}

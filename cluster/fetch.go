@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"mars/logfile"
@@ -13,12 +15,27 @@ import (
 
 // fetchJob is one running log subscription.
 type fetchJob struct {
-	what   FetchFact
-	cancel context.CancelFunc
-	done   chan struct{}
+	what    FetchFact
+	cancel  context.CancelCauseFunc
+	done    chan struct{}
+	pos     atomic.Int64 // what is here
+	moved   atomic.Int64 // when something arrived last, in nanoseconds since begun
+	storing atomic.Bool  // what has arrived is being written
+	stalled atomic.Bool
+	begun   time.Time
+	from    int64 // where the subscription began; of fetchLog, then of fetched
 }
 
-var errFetchLimit = errors.New("the branch that we follow leaves this log here")
+var (
+	errFetchLimit = errors.New("the branch that we follow leaves this log here")
+	errStalled    = errors.New("another member has more of the log, and this one has sent nothing")
+)
+
+// Waits of a fetch in terms of the retry settings, so that tests with quick ones are quick.
+const (
+	stallRetries    = 2  // times RetryMax: nothing arrives for so long although somebody has more
+	distrustRetries = 12 // times RetryMax: who sent damage, or fell behind, is asked last
+)
 
 func (w *worker) startFetch(f FetchFact) {
 	p := w.n.peer(f.Peer)
@@ -26,12 +43,15 @@ func (w *worker) startFetch(f FetchFact) {
 	if p == nil || chain == nil {
 		return
 	}
-	ctx, cancel := context.WithCancel(w.ctx)
-	job := &fetchJob{what: f, cancel: cancel, done: make(chan struct{})}
+	ctx, cancel := context.WithCancelCause(w.ctx)
+	job := &fetchJob{what: f, cancel: cancel, done: make(chan struct{}), begun: time.Now()}
 	w.fetch = job
 	go func() {
-		err := w.fetchLog(ctx, p, chain, f)
-		cancel()
+		var watch sync.WaitGroup
+		watch.Go(func() { w.watchFetch(ctx, job) })
+		err := w.fetchLog(ctx, p, chain, job)
+		cancel(nil)
+		watch.Wait()
 		close(job.done)
 		w.later(func() { w.fetched(job, err) })
 	}()
@@ -40,8 +60,9 @@ func (w *worker) startFetch(f FetchFact) {
 // stopFetch ends the subscription; its last bytes are in the file when it returns.
 func (w *worker) stopFetch() {
 	if w.fetch != nil {
-		w.fetch.cancel()
+		w.fetch.cancel(context.Canceled)
 		<-w.fetch.done
+		w.supplied(w.fetch)
 		w.fetch = nil
 	}
 }
@@ -50,27 +71,132 @@ func (w *worker) stopFetch() {
 func (w *worker) fetched(job *fetchJob, err error) {
 	if w.fetch == job {
 		w.fetch = nil
+		w.supplied(job)
 	}
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, errFetchLimit) || errors.Is(err, errSpace) {
 		return
 	}
 	w.log.Warn("fetch interrupted", keyLog, job.what.Log.String(), keyPeer, job.what.Peer, keyErr, err)
 	pause := w.n.cfg.RetryMin
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, errStalled):
+		w.suspect(job.what.Peer)
+	case errors.Is(err, fs.ErrNotExist):
 		pause = w.n.cfg.RetryMax // it does not have that log: try others meanwhile
 	}
 	w.avoid[job.what.Peer] = time.Now().Add(pause)
 	time.AfterFunc(pause, w.kick)
 }
 
+// watchFetch ends a subscription that brings nothing although another live member
+// has more, and says that one stands still if nobody else can help. A source that is silent altogether is
+// noticed by the transport, much earlier.
+func (w *worker) watchFetch(ctx context.Context, job *fetchJob) {
+	limit := stallRetries * w.n.cfg.RetryMax
+	tick := time.NewTicker(max(limit/8, time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		quiet := time.Since(job.begun)-time.Duration(job.moved.Load()) >= limit && !job.storing.Load()
+		if !quiet {
+			job.stalled.Store(false)
+			continue
+		}
+		pos, alive := job.pos.Load(), w.n.alive()
+		if job.what.Limit >= 0 && pos >= job.what.Limit {
+			continue
+		}
+		v := readVersions(w.tree(), w.r)
+		for host := range v.bySeq[job.what.Log.Seq] {
+			if at, ok := v.holds(host, job.what.Log); ok && at > pos && host != job.what.Peer && alive[host] && v.agree(host, job.what.Log) {
+				job.cancel(fmt.Errorf("%w for %v", errStalled, limit))
+				return
+			}
+		}
+		if stalled := v.published(job.what.Log) > pos; job.stalled.Swap(stalled) != stalled {
+			w.kick()
+		}
+	}
+}
+
+// supply says that a peer has sent a log from a place on.
+type supply struct {
+	peer string
+	from int64
+}
+
+// supplied remembers who has sent what.
+func (w *worker) supplied(job *fetchJob) {
+	log := job.what.Log
+	if job.pos.Load() <= job.from {
+		return
+	}
+	list := slices.DeleteFunc(w.supplies[log], func(s supply) bool { return s.from >= job.from })
+	if n := len(list); n == 0 || list[n-1].peer != job.what.Peer {
+		list = append(list, supply{job.what.Peer, job.from})
+	}
+	if len(list) > maxSupplies {
+		list = list[1:]
+	}
+	w.supplies[log] = list
+	if len(w.supplies) > 2*maxPrefetch {
+		oldest := log
+		for l := range w.supplies {
+			if l.Seq < oldest.Seq {
+				oldest = l
+			}
+		}
+		delete(w.supplies, oldest)
+	}
+}
+
+const maxSupplies = 16
+
+// blame distrusts the peer that has sent a damaged place for a while: its copy may be the damaged one.
+// A node that has nobody else asks it again all the same.
+func (w *worker) blame(log logfile.Name, at int64) {
+	for _, s := range slices.Backward(w.supplies[log]) {
+		if s.from <= at {
+			w.suspect(s.peer)
+			return
+		}
+	}
+}
+
+func (w *worker) suspect(peer string) {
+	pause := distrustRetries * w.n.cfg.RetryMax
+	w.distrust[peer] = time.Now().Add(pause)
+	time.AfterFunc(pause, w.kick)
+}
+
+// present lists what is not over yet, and forgets the rest.
+func present(until map[string]time.Time) map[string]bool {
+	out := make(map[string]bool)
+	for p, t := range until {
+		if time.Now().Before(t) {
+			out[p] = true
+		} else {
+			delete(until, p)
+		}
+	}
+	return out
+}
+
 // fetchLog appends what the peer sends to the local copy, until the log is
 // complete, the branch point is reached, or the connection ends. A second
 // goroutine syncs: while one fdatasync runs, the next frames collect.
-func (w *worker) fetchLog(ctx context.Context, p *peer, chain *logfile.Chain, f FetchFact) (err error) {
+func (w *worker) fetchLog(ctx context.Context, p *peer, chain *logfile.Chain, job *fetchJob) (err error) {
+	f := job.what
 	off, err := chain.Size(f.Log)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	job.from = off
+	job.pos.Store(off)
 	stop := LevelFetch
 	if p, _ := w.n.tree.Get(w.r.PrimaryPath()); p == w.n.cfg.Node {
 		stop = LevelEmergency // it has to catch up before it can lead
@@ -78,6 +204,8 @@ func (w *worker) fetchLog(ctx context.Context, p *peer, chain *logfile.Chain, f 
 	syncer := newSyncer(chain, f.Log)
 	defer func() { err = errors.Join(err, syncer.close()) }()
 	return p.client.Log(ctx, string(w.r), f.Log.String(), off, func(off int64, data []byte, _ int64, _ bool) error {
+		job.storing.Store(true)
+		defer job.storing.Store(false)
 		limited := f.Limit >= 0 && off+int64(len(data)) >= f.Limit
 		if limited {
 			data = data[:max(0, f.Limit-off)]
@@ -92,6 +220,8 @@ func (w *worker) fetchLog(ctx context.Context, p *peer, chain *logfile.Chain, f 
 			if err := syncer.kick(); err != nil {
 				return err
 			}
+			job.pos.Store(off + int64(len(data)))
+			job.moved.Store(int64(time.Since(job.begun)))
 		}
 		if limited {
 			return errFetchLimit

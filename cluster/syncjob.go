@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,8 @@ type syncJob struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 	pos    atomic.Int64
+
+	stalled atomic.Bool // nothing has been compared or copied for a while
 }
 
 func (w *worker) startSync(a Sync) {
@@ -34,11 +37,36 @@ func (w *worker) startSync(a Sync) {
 	job := &syncJob{peer: a.Peer, cancel: cancel, done: make(chan struct{})}
 	w.syncing = job
 	go func() {
+		var watch sync.WaitGroup
+		watch.Go(func() { w.watchSync(ctx, job, eng) })
 		err := w.runSync(ctx, job, p, a.Restart)
 		cancel()
+		watch.Wait()
 		close(job.done)
 		w.later(func() { w.synced(job, err) })
 	}()
+}
+
+// watchSync says that a sync stands still. Requests have deadlines of their own, so it goes on or fails by itself.
+func (w *worker) watchSync(ctx context.Context, job *syncJob, eng *device.Engine) {
+	limit := stallRetries * w.n.cfg.RetryMax
+	tick := time.NewTicker(max(limit/8, time.Millisecond))
+	defer tick.Stop()
+	done := func() int64 { c := eng.Status().Counters; return c.SyncSame + c.SyncDifferent }
+	last, since := done(), time.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if now := done(); now != last {
+			last, since = now, time.Now()
+		}
+		if stalled := time.Since(since) >= limit; job.stalled.Swap(stalled) != stalled {
+			w.kick()
+		}
+	}
 }
 
 func (w *worker) stopSync() {

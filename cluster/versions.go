@@ -46,6 +46,13 @@ func (v versions) holds(host string, log logfile.Name) (int64, bool) {
 	return l.Pos, true
 }
 
+// agree says whether host's history of log can be that of its writer, as far as both have said
+// what the log builds on: the digest there covers everything before.
+func (v versions) agree(host string, log logfile.Name) bool {
+	mine, theirs := v.bySeq[log.Seq][host], v.bySeq[log.Seq][log.Host]
+	return nameOf(mine) != log || nameOf(theirs) != log || mine.Prev == "" || theirs.Prev == "" || mine.Prev == theirs.Prev
+}
+
 // published is the largest length of the log that anybody vouches for.
 func (v versions) published(log logfile.Name) int64 {
 	var n int64

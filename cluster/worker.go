@@ -57,6 +57,8 @@ type worker struct {
 
 	fetch     *fetchJob
 	avoid     map[string]time.Time
+	distrust  map[string]time.Time
+	supplies  map[logfile.Name][]supply // who has sent what is here
 	refetches refetches
 	syncing   *syncJob
 	syncRetry backoff
@@ -102,6 +104,8 @@ func newWorker(n *Node, r symlinktree.Resource) *worker {
 		ready:     make(chan completion, 1),
 		post:      make(chan func(), 4),
 		avoid:     make(map[string]time.Time),
+		distrust:  make(map[string]time.Time),
+		supplies:  make(map[logfile.Name][]supply),
 		messages:  make(map[string]string),
 		backoff:   backoff{min: n.cfg.RetryMin, max: 30 * time.Second},
 		syncRetry: backoff{min: n.cfg.RetryMin, max: n.cfg.RetryMax},
@@ -254,24 +258,17 @@ func (w *worker) facts(s *symlinktree.Snapshot) Facts {
 		Node: w.n.cfg.Node, Busy: w.busy, Holdoff: w.backoff.reason(), ResizeFailed: w.resizeRetry.reason(),
 		Recovered: w.recovered, Damage: w.damage, GivenUp: w.givenUp, Alive: w.n.alive(), Closing: w.closing(),
 		Heard: w.n.heardAll(symlinktree.Members(s, w.r)), RotateSize: w.n.rotateSize.Load(),
-		Avoid: make(map[string]bool),
-	}
-	for p, until := range w.avoid {
-		if time.Now().Before(until) {
-			f.Avoid[p] = true
-		} else {
-			delete(w.avoid, p)
-		}
+		Avoid: present(w.avoid), Distrust: present(w.distrust),
 	}
 	f.Space, f.SyncQueued = w.spaceFacts(), !w.syncTurn(s, f.Alive)
 	chain, eng := w.shared.get()
 	w.logFacts(&f, chain)
 	if w.fetch != nil {
 		ff := w.fetch.what
-		f.Fetch = &ff
+		f.Fetch, f.FetchStalled = &ff, w.fetch.stalled.Load()
 	}
 	if w.syncing != nil {
-		f.Syncing = w.syncing.peer
+		f.Syncing, f.SyncStalled = w.syncing.peer, w.syncing.stalled.Load()
 	}
 	if eng == nil {
 		return f
