@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -23,8 +25,13 @@ var update = flag.Bool("update", false, "rewrite the expected parts of testdata/
 //	daemon          a marsd runs from here on, see parseRules; without rules: alive
 //	stop            it stops
 //	secret          the node gets a copy of the cluster secret
-//	run ARGS        a command, followed by what is expected: "exit N", the standard
-//	                output behind "| ", the error output behind "! ", the changes
+//	peers           marsd can ask these hosts of other clusters: "HOST NAME=VALUE...",
+//	                see rig.probed
+//	log FILE N      a sound logfile of N records
+//	damage FILE AT  one byte of a file is turned over
+//	run ARGS        a command ("" is an empty word), followed by what is expected:
+//	                "exit N", the standard output behind "| ", the error output behind
+//	                "! ", the changes. A long output is in a file of its own.
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*/*.txt")
 	if err != nil || len(files) < 20 {
@@ -81,8 +88,38 @@ func golden(t *testing.T, file string) {
 			d.stop()
 		case "secret":
 			must(t, transport.WriteSecret(filepath.Join(r.dir, "secret"), transport.NewSecret()))
+		case "peers":
+			know := map[string]map[string]string{}
+			for _, line := range strings.Split(p.body, "\n") {
+				words := strings.Fields(line)
+				know[words[0]] = map[string]string{}
+				for _, w := range words[1:] {
+					name, value, _ := strings.Cut(w, "=")
+					know[words[0]][name] = value
+				}
+			}
+			r.probed(know)
+		case "log":
+			path, n, _ := strings.Cut(r.expand(args), " ")
+			records, err := strconv.Atoi(n)
+			must(t, err)
+			writeLog(t, path, records)
+		case "damage":
+			path, at, _ := strings.Cut(r.expand(args), " ")
+			off, err := strconv.Atoi(at)
+			must(t, err)
+			data, err := os.ReadFile(path)
+			must(t, err)
+			data[off] ^= 1
+			must(t, os.WriteFile(path, data, 0o600))
 		case "run":
-			got := r.step(strings.Fields(args))
+			words := strings.Fields(args)
+			for k, w := range words {
+				if w == `""` {
+					words[k] = ""
+				}
+			}
+			got := r.step(words, strings.TrimSuffix(file, ".txt")+fmt.Sprintf(".%d.out", i))
 			if *update {
 				parts[i].body = got
 			} else if got != p.body {
@@ -107,9 +144,81 @@ func golden(t *testing.T, file string) {
 	}
 }
 
+// runsOf are the command lines of the golden files that are expected to end with one
+// of these codes, as words.
+func runsOf(t testing.TB, codes ...int) (runs [][]string) {
+	files, err := filepath.Glob("testdata/*/*.txt")
+	must(t, err)
+	for _, file := range files {
+		_, parts := readParts(t, file)
+		for _, p := range parts {
+			args, isRun := strings.CutPrefix(p.head, "run ")
+			exit, _, _ := strings.Cut(strings.TrimPrefix(p.body, "exit "), "\n")
+			if code, err := strconv.Atoi(exit); isRun && err == nil && slices.Contains(codes, code) {
+				runs = append(runs, strings.Fields(args))
+			}
+		}
+	}
+	return runs
+}
+
+// ranIn reports whether one of some command lines is one of v.
+func ranIn(runs [][]string, v verb) bool {
+	return slices.ContainsFunc(runs, func(words []string) bool {
+		i := slices.IndexFunc(words, func(w string) bool { return !strings.HasPrefix(w, "-") })
+		prefix, macros := strings.CutSuffix(v.name, "NAME")
+		return i >= 0 && (words[i] == v.name || macros && strings.HasPrefix(words[i], prefix))
+	})
+}
+
+// TestEveryVerbIsGolden: there is a golden run of every command that succeeds, unless
+// it never does.
+func TestEveryVerbIsGolden(t *testing.T) {
+	good, bad := runsOf(t, ExitDone), runsOf(t, ExitFailed)
+	if len(good) < 200 || ranIn(good, verb{name: "no-such-command"}) || !ranIn(good, verb{name: "up"}) {
+		t.Fatalf("%d runs", len(good))
+	}
+	for _, g := range groups() {
+		for _, v := range g.verbs {
+			runs := good
+			for _, r := range retired {
+				if r.name == v.name && !r.done {
+					runs = bad
+				}
+			}
+			if !ranIn(runs, v) {
+				t.Errorf("no golden file runs %s", v.name)
+			}
+		}
+	}
+}
+
+// longOutput is the number of lines from which on an output is not part of its file.
+const longOutput = 100
+
+// longText stands for a long output: a file of the packages that is the same, or a
+// golden one.
+func longText(t testing.TB, text, golden string) string {
+	t.Helper()
+	for _, f := range []string{"marsadm.bash", "_marsadm", "marsadm.fish"} {
+		if data, err := os.ReadFile(filepath.Join("../../../packaging/completion", f)); err == nil && string(data) == text {
+			return "(packaging/completion/" + f + ")\n"
+		}
+	}
+	if *update {
+		must(t, os.WriteFile(golden, []byte(text), 0o644))
+	}
+	want, err := os.ReadFile(golden)
+	must(t, err)
+	if string(want) != text {
+		t.Errorf("%s is not what comes out:\n%s", golden, text)
+	}
+	return "(" + filepath.Base(golden) + ")\n"
+}
+
 // step runs one command and describes the outcome. Links that only the daemon
 // writes on its own account are not part of it.
-func (r *rig) step(args []string) string {
+func (r *rig) step(args []string, long string) string {
 	before := r.state()
 	res := r.run(args...)
 	r.settle()
@@ -117,7 +226,7 @@ func (r *rig) step(args []string) string {
 	for _, state := range []map[string]entry{before, after} {
 		for p := range state {
 			host, rest, _ := strings.Cut(strings.TrimPrefix(p, "actual-"), "/")
-			if strings.HasPrefix(p, "actual-") && (rest == "time" || rest == "" && host != r.node) {
+			if strings.HasPrefix(p, "probe-") || strings.HasPrefix(p, "actual-") && (rest == "time" || rest == "" && host != r.node) {
 				delete(before, p)
 				delete(after, p)
 			}
@@ -126,10 +235,13 @@ func (r *rig) step(args []string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "exit %d\n", res.code)
 	for _, o := range []struct{ mark, text string }{{"| ", res.out}, {"! ", res.err}} {
+		if strings.Count(o.text, "\n") > longOutput {
+			o.text = longText(r.t, o.text, long)
+		}
 		if o.text != "" {
 			b.WriteString(o.mark + strings.ReplaceAll(strings.TrimSuffix(o.text, "\n"), "\n", "\n"+o.mark) + "\n")
 		}
 	}
 	b.WriteString(r.shrink(changes(before, after)))
-	return strings.Trim(b.String(), "\n")
+	return strings.ReplaceAll(strings.Trim(b.String(), "\n"), "Version: "+admVersion+" "+buildVersion(), "Version: "+admVersion+" $BUILD")
 }

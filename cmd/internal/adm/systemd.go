@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -154,7 +155,12 @@ func setSystemdUnit(ctx context.Context, j *job) error {
 	if err := j.apply(append(batch, set(j.r.SystemdWantPath(), want))); err != nil || j.host != j.node || !j.systemdOn() || j.opt.dryRun {
 		return err
 	}
+	unlock, err := j.engine().Lock(ctx, string(j.r))
+	if err != nil {
+		return err
+	}
 	replaced, err := j.generate(ctx)
+	unlock()
 	if err != nil || !replaced {
 		return err
 	}
@@ -238,16 +244,20 @@ func (j *job) generate(ctx context.Context) (replaced bool, err error) {
 	return len(removed) > 0, err
 }
 
-// wanted decides what the services on host have to do: it is pure.
-func wanted(t macro.Tree, r symlinktree.Resource, host string) (run bool, unit string) {
+// wanted decides what the services on host have to do: it is pure. Where they are
+// wanted and the device is missing they are left alone (an empty verb): it is on its
+// way, or marsd restarts and its clients wait; when it is there, marsd says so.
+func wanted(t macro.Tree, r symlinktree.Resource, host string) (verb, unit string) {
 	start, stop := units(t, r)
 	want, _ := t.Get(r.SystemdWantPath())
 	primary, _ := t.Get(r.PrimaryPath())
-	device, _ := t.Get(r.ActualPath(host, "if-on"))
-	if want == host && primary == host && symlinktree.Switch(device) {
-		return true, start
+	if want != host || primary != host {
+		return "stop", stop
 	}
-	return false, stop
+	if device, _ := t.Get(r.ActualPath(host, "if-on")); !symlinktree.Switch(device) {
+		return "", start
+	}
+	return "start", start
 }
 
 // services starts or stops the services on this machine as the state demands, and
@@ -257,22 +267,36 @@ func (j *job) services(ctx context.Context) error {
 	if start == "" || j.host != j.node || !j.systemdOn() {
 		return nil
 	}
-	run, unit := wanted(j.tree.Snapshot(), j.r, j.host)
-	verb := "stop"
-	if run {
-		verb = "start"
-	}
 	if j.opt.dryRun {
-		j.print("DRY_RUN: would %s unit '%s'\n", verb, unit)
+		if verb, unit := wanted(j.tree.Snapshot(), j.r, j.host); verb != "" {
+			j.print("DRY_RUN: would %s unit '%s'\n", verb, unit)
+		}
 		return nil
 	}
-	_, err := j.generate(ctx)
-	if err == nil {
-		if run {
-			err = j.engine().Start(ctx, unit)
-		} else {
-			err = j.engine().Stop(ctx, unit)
-		}
+	// One order changes several links, and each of them wakes systemd: the last one to
+	// drive the services must be one that knows the last state.
+	unlock, err := j.engine().Lock(ctx, string(j.r))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := j.tree.Rescan(j.r.Dir(), j.r.ActualDir(j.host)); err != nil && !errors.Is(err, symlinktree.ErrVanished) {
+		return err
+	}
+	verb, unit := wanted(j.tree.Snapshot(), j.r, j.host)
+	if unit == "" {
+		return nil // somebody has taken the units away meanwhile
+	}
+	_, err = j.generate(ctx)
+	switch {
+	case err != nil:
+	case verb == "start":
+		err = j.engine().Start(ctx, unit)
+	case verb == "stop":
+		err = j.engine().Stop(ctx, unit)
+	}
+	if verb == "" {
+		return err
 	}
 	code := 0
 	var exit *systemd.ExitError
@@ -303,6 +327,11 @@ func systemdTrigger(ctx context.Context, j *job) error {
 		j.print("DRY_RUN: would generate the units of %s and touch '%s'\n", j.r, filepath.Join(j.tree.Root(), j.r.SystemdTriggerPath()))
 		return nil
 	}
+	unlock, err := j.engine().Lock(ctx, string(j.r))
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if _, err := j.generate(ctx); err != nil {
 		return err
 	}
@@ -328,8 +357,30 @@ func (j *job) stopServices(ctx context.Context, want, holder string) (bool, erro
 	if holder == "" || j.opt.noWait {
 		return true, nil
 	}
-	err := j.awaitLinks(ctx, "the services on "+holder+" have closed the device", linkIs{path: j.r.ActualPath(holder, "open-count"), want: "0"})
-	return true, err
+	return true, j.awaitClosed(ctx, holder)
+}
+
+// awaitClosed waits until the services on holder have closed the device. That it
+// could not stop them is heard, and not waited out.
+func (j *job) awaitClosed(ctx context.Context, holder string) error {
+	order, _ := j.tree.Entry(j.r.SystemdWantPath())
+	open, status := j.r.ActualPath(holder, "open-count"), j.r.SystemdStatusPath("stop", holder)
+	what := "the services on " + holder + " have closed the device"
+	var failed error
+	err := j.await(ctx, j.where(), what, []string{j.r.Dir(), j.r.ActualDir(holder), path.Dir(status)}, func(t *symlinktree.Snapshot) (bool, string) {
+		closed := linkIs{path: open, want: "0"}
+		if failed = nil; closed.met(t) {
+			return true, ""
+		}
+		if e, ok := t.Entry(status); ok && e.Stamp > order.Stamp && e.Value != "0" && e.Value != symlinktree.Deleted {
+			_, unit := units(t, j.r)
+			failed = refuse(fmt.Sprintf("on %s: systemctl status %s; journalctl -u %s", holder, unit, unit),
+				"the services on %s could not be stopped (exit code %s), and the device is still open there", holder, e.Value)
+		}
+		v, _ := t.Get(open)
+		return failed != nil, open + " is " + orMissing(v)
+	})
+	return errors.Join(err, failed)
 }
 
 // withServices takes the device away from the services of a resource, which are

@@ -155,6 +155,7 @@ func TestSystemdUnitGoes(t *testing.T) {
 	}
 
 	// Somebody else takes them away: links only.
+	r.startDaemon("")
 	for _, command := range []string{"cron", "systemd-trigger r0"} {
 		r.ok("set-systemd-unit", "r0", "DEFAULT")
 		for _, l := range []string{"start-unit", "stop-unit", "want"} {

@@ -72,10 +72,13 @@ func logVerify(_ context.Context, s *session, args []string) error {
 }
 
 func version(_ context.Context, s *session, _ []string) error {
-	build := "(devel)"
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		build = info.Main.Version
-	}
-	s.print("marsadm Version: %s %s\n", admVersion, build)
+	s.print("marsadm Version: %s %s\n", admVersion, buildVersion())
 	return nil
+}
+
+func buildVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
 }

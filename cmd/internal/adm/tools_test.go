@@ -11,17 +11,24 @@ import (
 	"mars/logfile"
 )
 
-func TestLogTools(t *testing.T) {
-	r := newRig(t, "hosta")
-	name := logfile.Name{Seq: 1, Host: "hosta"}
-	w, err := logfile.Create(r.dir, name, logfile.WriterOptions{Now: func() time.Time { return base }})
+// writeLog makes a logfile of a few records.
+func writeLog(t testing.TB, path string, records int) {
+	t.Helper()
+	name, err := logfile.ParseName(filepath.Base(path))
 	must(t, err)
-	for i := range int64(3) {
+	w, err := logfile.Create(filepath.Dir(path), name, logfile.WriterOptions{Now: func() time.Time { return base }})
+	must(t, err)
+	for i := range int64(records) {
 		_, err = w.Append([]logfile.Entry{{Pos: i * 4096, Code: logfile.CodeWrite, Data: []byte(strings.Repeat("x", 4096))}})
 		must(t, err)
 	}
 	must(t, w.Close())
-	path := filepath.Join(r.dir, name.String())
+}
+
+func TestLogTools(t *testing.T) {
+	r := newRig(t, "hosta")
+	path := filepath.Join(r.dir, "log-000000001-hosta")
+	writeLog(t, path, 3)
 
 	if res := r.run("log-verify", path); res.code != ExitDone || !strings.Contains(res.out, "sound: 3 records") {
 		t.Errorf("%+v", res)
