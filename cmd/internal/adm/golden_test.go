@@ -31,7 +31,8 @@ var update = flag.Bool("update", false, "rewrite the expected parts of testdata/
 //	damage FILE AT  one byte of a file is turned over
 //	run ARGS        a command ("" is an empty word), followed by what is expected:
 //	                "exit N", the standard output behind "| ", the error output behind
-//	                "! ", the changes. A long output is in a file of its own.
+//	                "! ", the changes
+//	long ARGS       likewise; the output is in a file of its own
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*/*.txt")
 	if err != nil || len(files) < 20 {
@@ -112,14 +113,18 @@ func golden(t *testing.T, file string) {
 			must(t, err)
 			data[off] ^= 1
 			must(t, os.WriteFile(path, data, 0o600))
-		case "run":
+		case "run", "long":
 			words := strings.Fields(args)
 			for k, w := range words {
 				if w == `""` {
 					words[k] = ""
 				}
 			}
-			got := r.step(words, strings.TrimSuffix(file, ".txt")+fmt.Sprintf(".%d.out", i))
+			out := ""
+			if word == "long" {
+				out = strings.TrimSuffix(file, ".txt") + fmt.Sprintf(".%d.out", i)
+			}
+			got := r.step(words, out)
 			if *update {
 				parts[i].body = got
 			} else if got != p.body {
@@ -152,9 +157,9 @@ func runsOf(t testing.TB, codes ...int) (runs [][]string) {
 	for _, file := range files {
 		_, parts := readParts(t, file)
 		for _, p := range parts {
-			args, isRun := strings.CutPrefix(p.head, "run ")
+			word, args, _ := strings.Cut(p.head, " ")
 			exit, _, _ := strings.Cut(strings.TrimPrefix(p.body, "exit "), "\n")
-			if code, err := strconv.Atoi(exit); isRun && err == nil && slices.Contains(codes, code) {
+			if code, err := strconv.Atoi(exit); (word == "run" || word == "long") && err == nil && slices.Contains(codes, code) {
 				runs = append(runs, strings.Fields(args))
 			}
 		}
@@ -193,9 +198,6 @@ func TestEveryVerbIsGolden(t *testing.T) {
 	}
 }
 
-// longOutput is the number of lines from which on an output is not part of its file.
-const longOutput = 100
-
 // longText stands for a long output: a file of the packages that is the same, or a
 // golden one.
 func longText(t testing.TB, text, golden string) string {
@@ -217,7 +219,8 @@ func longText(t testing.TB, text, golden string) string {
 }
 
 // step runs one command and describes the outcome. Links that only the daemon
-// writes on its own account are not part of it.
+// writes on its own account are not part of it. The output goes to the file long if
+// that is named.
 func (r *rig) step(args []string, long string) string {
 	before := r.state()
 	res := r.run(args...)
@@ -235,7 +238,7 @@ func (r *rig) step(args []string, long string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "exit %d\n", res.code)
 	for _, o := range []struct{ mark, text string }{{"| ", res.out}, {"! ", res.err}} {
-		if strings.Count(o.text, "\n") > longOutput {
+		if long != "" && o.mark == "| " {
 			o.text = longText(r.t, o.text, long)
 		}
 		if o.text != "" {

@@ -104,7 +104,9 @@ func (r *rig) unitFiles() string {
 	must(r.t, err)
 	var names []string
 	for _, e := range list {
-		names = append(names, e.Name())
+		if e.Name()[0] != '.' { // locks and the like
+			names = append(names, e.Name())
+		}
 	}
 	return strings.Join(names, " ")
 }
