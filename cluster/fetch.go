@@ -186,6 +186,34 @@ func present(until map[string]time.Time) map[string]bool {
 	return out
 }
 
+// needed are the copies whose files have to be there.
+func (w *worker) needed() (list []logfile.Name) {
+	if w.fetch != nil && w.fetch.pos.Load() > 0 {
+		list = append(list, w.fetch.what.Log)
+	}
+	if eng := w.engine(); eng != nil && !eng.Status().Current.IsZero() {
+		list = append(list, eng.Status().Current)
+	}
+	return list
+}
+
+// recheck looks at a copy that seems to be shorter than what was fetched. What somebody has cut off it is
+// fetched again: a subscription of that log begins anew at its end.
+func (w *worker) recheck(chain *logfile.Chain, name logfile.Name) (changed bool) {
+	changed, err := chain.Recheck(name)
+	switch {
+	case err != nil:
+		w.log.Error("cannot look at a copy of a logfile", keyLog, name.String(), keyErr, err)
+	case changed:
+		w.log.Warn("a copy of a logfile has been cut, replaced or removed; what is missing is fetched again", keyLog, name.String())
+		if w.fetch != nil && w.fetch.what.Log == name {
+			w.stopFetch()
+		}
+		w.kick()
+	}
+	return changed
+}
+
 // fetchLog appends what the peer sends to the local copy, until the log is
 // complete, the branch point is reached, or the connection ends. A second
 // goroutine syncs: while one fdatasync runs, the next frames collect.

@@ -326,7 +326,15 @@ func (w *worker) logFacts(f *Facts, chain *logfile.Chain) {
 			w.log.Error("cannot read a logfile", keyLog, l.Name.String(), keyErr, err)
 			continue
 		}
+		if size > l.Size && l.Name.Host != w.n.cfg.Node && w.recheck(chain, l.Name) {
+			size = l.Size
+		}
 		f.Logs = append(f.Logs, LogFact{l.Name, size})
+	}
+	for _, name := range w.needed() {
+		if _, ok := f.log(name); !ok && name.Host != w.n.cfg.Node {
+			w.recheck(chain, name)
+		}
 	}
 }
 
