@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -16,14 +17,19 @@ import (
 	"mars/internal/testutil"
 )
 
-// ext4Image is an empty filesystem.
-func ext4Image(t testing.TB, path string, size int64) []byte {
+// makeExt4 makes a file with an empty filesystem, and opens it.
+func makeExt4(t testing.TB, path string, size int64) *os.File {
 	t.Helper()
-	if err := crashdisk.WriteSparse(path, make([]byte, size)); err != nil {
+	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, size)); err != nil {
 		t.Fatal(err)
 	}
 	tool(t, "mke2fs", "-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard", path)
-	return readFile(t, path)
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
 }
 
 // workloads are those of V19 and V20.
@@ -86,7 +92,7 @@ func sweepFilesystem(t *testing.T, list map[string]workload, tick func() uint64,
 	const size = 48 * mib
 	c := NewCluster(t, 1, Apart(), WithArgs(fastArgs...))
 	n := c.Nodes[0]
-	p := newPower(t, n, ext4Image(t, n.Path("inner.img"), size), tick)
+	p := newPower(t, n, makeExt4(t, n.Path("inner.img"), size), tick)
 	p.begin()
 	m := mountOn(n)
 	p.watch()
@@ -134,7 +140,7 @@ func TestV19V20Freeze(t *testing.T) {
 	var clock atomic.Uint64
 	tick := func() uint64 { return clock.Add(1) }
 	w := &world{t: t, c: c, size: size, disks: map[*Node]string{a: a.Path("disk"), b: b.Disk("disk", size)}}
-	ext4Image(t, w.disks[a], size)
+	makeExt4(t, w.disks[a], size)
 	a.CreateResource(w.disks[a])
 	m := mountOn(a)
 	crew := startCrew(t, m.dir, workloads(tick, testutil.Seed(t)))
@@ -242,7 +248,7 @@ func TestPowerControls(t *testing.T) {
 func bareSweep(t *testing.T, list map[string]workload, tick func() uint64, rnd *rand.Rand, cuts int) (tried int, err error) {
 	dir := workDir(t)
 	rec := crashdisk.New(tick)
-	if err := rec.AddDisk("fs", ext4Image(t, dir+"/img", 48*mib)); err != nil {
+	if err := rec.AddDisk("fs", makeExt4(t, dir+"/img", 48*mib)); err != nil {
 		t.Fatal(err)
 	}
 	stop, err := rec.Serve(dir+"/sock", slog.New(slog.DiscardHandler))

@@ -48,7 +48,7 @@ func prepareSweep(t testing.TB, n *Node) *sweep {
 	if err := oracle.StampInitial(bytesAt(s.base), seed, size/oracle.SectorSize); err != nil {
 		t.Fatal(err)
 	}
-	s.p = newPower(t, n, s.base, s.journal.Tick)
+	s.p = newPower(t, n, bytes.NewReader(s.base), s.journal.Tick)
 	return s
 }
 
@@ -228,7 +228,7 @@ func rotateAndCut(t *testing.T, tags string) error {
 		n.Bin = tagged(t, tags)
 	}
 	var clock uint64
-	p := newPower(t, n, make([]byte, 4*mib), func() uint64 { clock++; return clock })
+	p := newPower(t, n, bytes.NewReader(make([]byte, 4*mib)), func() uint64 { clock++; return clock })
 	p.begin()
 	cl := n.Client()
 	if err := errors.Join(cl.Write(context.Background(), make([]byte, 4096), 0), cl.Flush(context.Background()), cl.Close()); err != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -75,15 +76,10 @@ type power struct {
 
 // newPower puts n, which does not run yet, onto crash disks. Its backing disk is
 // n.Path("disk"), with this content.
-func newPower(t testing.TB, n *Node, content []byte, clock func() uint64) *power {
+func newPower(t testing.TB, n *Node, content io.Reader, clock func() uint64) *power {
 	t.Helper()
 	p := &power{t: t, n: n, rec: crashdisk.New(clock), unwatch: make(chan struct{})}
-	img := n.Path("mars.img")
-	if err := crashdisk.WriteSparse(img, make([]byte, marsSize)); err != nil {
-		t.Fatal(err)
-	}
-	tool(t, "mke2fs", "-q", "-F", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard", img)
-	for name, base := range map[string][]byte{"mars": readFile(t, img), "disk": content} {
+	for name, base := range map[string]io.Reader{"mars": makeExt4(t, n.Path("mars.img"), marsSize), "disk": content} {
 		if err := p.rec.AddDisk(name, base); err != nil {
 			t.Fatal(err)
 		}

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"testing"
 
@@ -14,6 +15,7 @@ import (
 
 	"mars/device/nbd"
 	"mars/internal/nbdclient"
+	"mars/internal/testutil"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -26,7 +28,7 @@ func recorder(t *testing.T) (r *Recorder, m, d *disk) {
 	var clock atomic.Uint64
 	r = New(func() uint64 { return clock.Add(1) })
 	for _, name := range []string{"m", "d"} {
-		if err := r.AddDisk(name, block('.', 8)); err != nil {
+		if err := r.AddDisk(name, bytes.NewReader(block('.', 8))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -103,8 +105,8 @@ func TestCut(t *testing.T) {
 	if h.Tick(3) != h.Entries[3].Tick || h.Tick(7) != h.Entries[6].Tick {
 		t.Error("ticks are not those of the entries")
 	}
-	if picture(m.now) != "abcccccc" {
-		t.Errorf("the disk itself shows %s", picture(m.now))
+	if picture(m.now.bytes()) != "abcccccc" {
+		t.Errorf("the disk itself shows %s", picture(m.now.bytes()))
 	}
 }
 
@@ -181,17 +183,17 @@ func TestServe(t *testing.T) {
 	if want := "wdwmfmM-fd"; string(got) != want {
 		t.Errorf("history %s, want %s", got, want)
 	}
-	if picture(m.now) != ".2......" || picture(d.now) != "1......." {
-		t.Errorf("disks %s %s", picture(m.now), picture(d.now))
+	if picture(m.now.bytes()) != ".2......" || picture(d.now.bytes()) != "1......." {
+		t.Errorf("disks %s %s", picture(m.now.bytes()), picture(d.now.bytes()))
 	}
 }
 
 func TestBadUse(t *testing.T) {
 	r, _, _ := recorder(t)
-	if err := r.AddDisk("m", block(0, 1)); err == nil {
+	if err := r.AddDisk("m", bytes.NewReader(block(0, 1))); err == nil {
 		t.Error("a name twice")
 	}
-	if err := r.AddDisk("x", make([]byte, 100)); err == nil {
+	if err := r.AddDisk("x", bytes.NewReader(make([]byte, 100))); err == nil {
 		t.Error("a disk of 100 bytes")
 	}
 	if err := r.History().Cutter().Cut(0, All, rand.New(rand.NewPCG(1, 1))).WriteFile("x", filepath.Join(t.TempDir(), "f")); err == nil {
@@ -210,16 +212,57 @@ func TestBadUse(t *testing.T) {
 	}()
 }
 
-func TestWriteSparse(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "f")
-	img := make([]byte, 3*len(zeros)+SectorSize)
-	img[len(zeros)] = 1
-	img[len(img)-1] = 2
-	if err := WriteSparse(path, img); err != nil {
+// TestImage compares images that share blocks with plain memory.
+func TestImage(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(testutil.Seed(t), 1))
+	const size = 3*blockSize + 7*SectorSize
+	first, err := readImage(bytes.NewReader(make([]byte, size)))
+	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := os.ReadFile(path)
-	if err != nil || !bytes.Equal(got, img) {
-		t.Errorf("file differs: %v", err)
+	images, plain := []*image{first}, [][]byte{make([]byte, size)}
+	for range 2000 {
+		k := rnd.IntN(len(images))
+		off := rnd.Int64N(size)
+		n := rnd.Int64N(min(size-off, 2*blockSize)) + 1
+		if rnd.IntN(8) == 0 {
+			off, n = off/blockSize*blockSize, min(blockSize, size-off/blockSize*blockSize)
+		}
+		switch rnd.IntN(4) {
+		case 0:
+			images[k].zero(off, n)
+			clear(plain[k][off : off+n])
+		case 1:
+			if to := rnd.IntN(8); to >= len(images) {
+				images, plain = append(images, images[k].clone()), append(plain, slices.Clone(plain[k]))
+			} else if to != k {
+				images[to], plain[to] = images[k].clone(), slices.Clone(plain[k])
+			}
+		default:
+			p := bytes.Repeat([]byte{byte(rnd.Uint32())}, int(n))
+			images[k].write(p, off)
+			copy(plain[k][off:], p)
+		}
+		k = rnd.IntN(len(images))
+		p := make([]byte, n)
+		if images[k].read(p, off); !bytes.Equal(p, plain[k][off:off+n]) {
+			t.Fatalf("image %d: [%d+%d] differs", k, off, n)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "f")
+	for k, m := range images {
+		if !bytes.Equal(m.bytes(), plain[k]) {
+			t.Errorf("image %d differs", k)
+		}
+		if err := m.writeFile(path); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, plain[k]) {
+			t.Errorf("the file of image %d differs: %v", k, err)
+		}
+		again, err := readImage(bytes.NewReader(plain[k]))
+		if err != nil || !bytes.Equal(again.bytes(), plain[k]) {
+			t.Errorf("image %d, read again, differs: %v", k, err)
+		}
 	}
 }

@@ -1,10 +1,8 @@
 package crashdisk
 
 import (
-	"bytes"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"sort"
 )
@@ -77,7 +75,7 @@ func (h *History) Near(lo, hi, dist int, pass func(text string) bool) []int {
 type Cutter struct {
 	h      *History
 	at     int
-	stable [][]byte // per disk: up to its last flush
+	stable []*image // per disk: up to its last flush
 	volat  [][]int  // per disk: entries since
 }
 
@@ -85,7 +83,7 @@ type Cutter struct {
 func (h *History) Cutter() *Cutter {
 	c := &Cutter{h: h, volat: make([][]int, len(h.disks))}
 	for _, d := range h.disks {
-		c.stable = append(c.stable, slices.Clone(d.base))
+		c.stable = append(c.stable, d.base.clone())
 	}
 	return c
 }
@@ -93,7 +91,7 @@ func (h *History) Cutter() *Cutter {
 // State is what the disks contain after a cut.
 type State struct {
 	names  []string
-	images [][]byte
+	images []*image
 	// Lost is the number of writes that did not survive as a whole, of Volatile that
 	// no flush had covered.
 	Lost, Volatile int
@@ -117,7 +115,7 @@ func (c *Cutter) Cut(index int, p Policy, rng *rand.Rand) *State {
 	}
 	s := &State{}
 	for i, d := range c.h.disks {
-		img := slices.Clone(c.stable[i])
+		img := c.stable[i].clone()
 		s.Volatile += len(c.volat[i])
 		s.Lost += len(c.volat[i]) - c.survive(img, c.volat[i], p, rng)
 		s.names = append(s.names, d.name)
@@ -127,7 +125,7 @@ func (c *Cutter) Cut(index int, p Policy, rng *rand.Rand) *State {
 }
 
 // survive applies what the policy selects and returns how many did as a whole.
-func (c *Cutter) survive(img []byte, list []int, p Policy, rng *rand.Rand) (whole int) {
+func (c *Cutter) survive(img *image, list []int, p Policy, rng *rand.Rand) (whole int) {
 	slow := -1
 	if len(list) > 0 {
 		slow = rng.IntN(len(list))
@@ -159,7 +157,7 @@ func (c *Cutter) survive(img []byte, list []int, p Policy, rng *rand.Rand) (whol
 }
 
 // tear applies a random half of the sectors.
-func (e *Entry) tear(img []byte, rng *rand.Rand) {
+func (e *Entry) tear(img *image, rng *rand.Rand) {
 	for at := int64(0); at < e.Len; at += SectorSize {
 		if rng.IntN(2) == 0 {
 			part := Entry{Kind: e.Kind, Off: e.Off + at, Len: SectorSize}
@@ -174,44 +172,16 @@ func (e *Entry) tear(img []byte, rng *rand.Rand) {
 // Image is the content of a disk; nil if there is no such disk.
 func (s *State) Image(disk string) []byte {
 	if i := slices.Index(s.names, disk); i >= 0 {
-		return s.images[i]
+		return s.images[i].bytes()
 	}
 	return nil
 }
 
 // WriteFile makes a sparse file of a disk.
 func (s *State) WriteFile(disk, path string) error {
-	img := s.Image(disk)
-	if img == nil {
+	i := slices.Index(s.names, disk)
+	if i < 0 {
 		return fmt.Errorf("no crash disk %q", disk)
 	}
-	return WriteSparse(path, img)
-}
-
-var zeros = make([]byte, 64<<10)
-
-// WriteSparse writes a file whose zeros are holes.
-func WriteSparse(path string, img []byte) (err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if cerr := f.Close(); err == nil {
-			err = cerr
-		}
-	}()
-	if err := f.Truncate(int64(len(img))); err != nil {
-		return err
-	}
-	for off := 0; off < len(img); off += len(zeros) {
-		p := img[off:min(off+len(zeros), len(img))]
-		if bytes.Equal(p, zeros[:len(p)]) {
-			continue
-		}
-		if _, err := f.WriteAt(p, int64(off)); err != nil {
-			return err
-		}
-	}
-	return nil
+	return s.images[i].writeFile(path)
 }

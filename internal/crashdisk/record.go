@@ -3,6 +3,7 @@ package crashdisk
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"slices"
@@ -54,14 +55,18 @@ type disk struct {
 	r     *Recorder
 	index int
 	name  string
-	base  []byte // content before the history
-	now   []byte
+	base  *image // content before the history
+	now   *image
 }
 
 // AddDisk adds a disk with this content, before Serve.
-func (r *Recorder) AddDisk(name string, content []byte) error {
-	if len(content) == 0 || len(content)%SectorSize != 0 {
-		return fmt.Errorf("add disk %q: %d bytes are not a number of sectors", name, len(content))
+func (r *Recorder) AddDisk(name string, content io.Reader) error {
+	base, err := readImage(content)
+	if err != nil {
+		return fmt.Errorf("add disk %q: %w", name, err)
+	}
+	if base.size == 0 || base.size%SectorSize != 0 {
+		return fmt.Errorf("add disk %q: %d bytes are not a number of sectors", name, base.size)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -70,7 +75,7 @@ func (r *Recorder) AddDisk(name string, content []byte) error {
 			return fmt.Errorf("add disk %q: the name is in use", name)
 		}
 	}
-	r.disks = append(r.disks, &disk{r: r, index: len(r.disks), name: name, base: slices.Clone(content), now: slices.Clone(content)})
+	r.disks = append(r.disks, &disk{r: r, index: len(r.disks), name: name, base: base, now: base.clone()})
 	return nil
 }
 
@@ -110,13 +115,13 @@ func (r *Recorder) Serve(socket string, log *slog.Logger) (stop func() error, er
 }
 
 // Size implements nbd.Backend.
-func (d *disk) Size() int64 { return int64(len(d.base)) }
+func (d *disk) Size() int64 { return d.base.size }
 
 // ReadAt implements nbd.Backend.
 func (d *disk) ReadAt(p []byte, off int64) error {
 	d.r.mu.Lock()
 	defer d.r.mu.Unlock()
-	copy(p, d.now[off:])
+	d.now.read(p, off)
 	return nil
 }
 
@@ -158,10 +163,10 @@ func (r *Recorder) record(e Entry) {
 	r.entries = append(r.entries, e)
 }
 
-func (e *Entry) apply(img []byte) {
+func (e *Entry) apply(img *image) {
 	if e.Kind == Write {
-		copy(img[e.Off:], e.Data)
+		img.write(e.Data, e.Off)
 		return
 	}
-	clear(img[e.Off : e.Off+e.Len])
+	img.zero(e.Off, e.Len)
 }
