@@ -49,8 +49,9 @@ func (w *worker) act(a Action) {
 			w.log.Error("cannot restart the sync", keyErr, err)
 		}
 	case Refetch:
+		source := readVersions(w.tree(), w.r).sourceState(a.Log, w.n.cfg.Node)
 		w.begin(a.String(), func(ctx context.Context) (func(), error) {
-			return func() { w.refetches.add(a.Log, a.At); w.blame(a.Log, a.At) }, w.refetch(ctx, a)
+			return func() { w.refetches.add(a.Log, a.At, source, time.Now()); w.blame(a.Log, a.At) }, w.refetch(ctx, a)
 		})
 	case Cut:
 		w.begin(a.String(), func(ctx context.Context) (func(), error) { return nil, w.refetch(ctx, Refetch(a)) })

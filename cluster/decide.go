@@ -385,7 +385,7 @@ func (d *decision) replay(on bool) {
 // damaged: the local copy has a bad record. A peer's copy heals it.
 func (d *decision) damaged() {
 	cur := d.f.Current
-	d.say(msgReplayStop, "replay of %s stopped in %s at %d: %s", d.r, cur, d.f.Ingested, d.f.Damaged)
+	d.say(msgReplayStop, "replay of %s stopped in %s at %d: %s; %s", d.r, cur, d.f.Ingested, d.f.Damaged, d.damageAdvice())
 	if cur.Host == d.f.Node {
 		return
 	}
@@ -397,8 +397,11 @@ func (d *decision) damaged() {
 	if !d.in.connect {
 		return
 	}
+	if d.f.DamagedAt < 0 {
+		return // not a defect of the log, but of the reading
+	}
 	if d.f.Refetches >= maxRefetches {
-		d.say(msgRefetch, "%s was fetched again %d times and is still damaged at %d: the damage is at its writer; choose a side with marsadm primary --force or invalidate",
+		d.say(msgRefetch, "%s was fetched again %d times and is still damaged at %d: the damage is where it comes from; it is tried again now and then, and when it changes there",
 			cur, d.f.Refetches, d.f.DamagedAt)
 		return
 	}
@@ -408,7 +411,21 @@ func (d *decision) damaged() {
 	}
 }
 
-// maxRefetches bounds self-repair of one damaged place.
+// damageAdvice is the one thing to do about a copy that is damaged.
+func (d *decision) damageAdvice() string {
+	cur := d.f.Current
+	switch {
+	case d.f.DamagedAt >= 0 && cur.Host != d.f.Node && !d.in.connect && d.in.primary != d.f.Node:
+		return fmt.Sprintf("fetch is off: marsadm resume-fetch %s gets a sound copy", d.r)
+	case d.f.DamagedAt >= 0 && cur.Host != d.f.Node && d.in.connect && d.f.Refetches < maxRefetches:
+		return "it is fetched again"
+	case d.in.primary == d.f.Node:
+		return fmt.Sprintf("marsadm pause-fetch %s; marsadm primary --force %s gives up what is behind it", d.r, d.r)
+	}
+	return fmt.Sprintf("marsadm invalidate %s copies everything from the disk of the primary", d.r)
+}
+
+// maxRefetches bounds quick self-repair of one damaged place; see refetches.
 const maxRefetches = 3
 
 // fetch chooses which log to subscribe to, and at whom.

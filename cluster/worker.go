@@ -111,6 +111,7 @@ func newWorker(n *Node, r symlinktree.Resource) *worker {
 		syncRetry: backoff{min: n.cfg.RetryMin, max: n.cfg.RetryMax},
 
 		resizeRetry: backoff{min: n.cfg.RetryMin, max: n.cfg.RetryMax},
+		refetches:   refetches{min: n.cfg.RetryMax, slow: slowRefetch * n.cfg.RetryMax},
 	}
 	w.sieve.log = w.log
 	// What was said before a restart, or by a kernel MARS, is to be taken back.
@@ -300,7 +301,7 @@ func (w *worker) facts(s *symlinktree.Snapshot) Facts {
 		f.Torn = true
 	case errors.As(st.ReplayErr, &corrupt):
 		f.Damaged, f.DamagedAt = corrupt.Reason, corrupt.Offset
-		f.Refetches = w.refetches.count(st.Current, corrupt.Offset)
+		f.Refetches = w.refetches.count(st.Current, corrupt.Offset, readVersions(s, w.r).sourceState(st.Current, f.Node), time.Now())
 	case st.ReplayErr != nil:
 		f.Damaged, f.DamagedAt = st.ReplayErr.Error(), -1
 		f.Refetches = maxRefetches // not something that fetching heals
@@ -394,25 +395,4 @@ func (b *backoff) reason() string {
 		return b.text
 	}
 	return ""
-}
-
-// refetches counts how often one damaged place was fetched again.
-type refetches struct {
-	log logfile.Name
-	at  int64
-	n   int
-}
-
-func (r *refetches) count(log logfile.Name, at int64) int {
-	if r.log != log || r.at != at {
-		return 0
-	}
-	return r.n
-}
-
-func (r *refetches) add(log logfile.Name, at int64) {
-	if r.log != log || r.at != at {
-		*r = refetches{log: log, at: at}
-	}
-	r.n++
 }

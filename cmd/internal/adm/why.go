@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"syscall"
 	"time"
 
 	"mars/cmd/internal/macro"
@@ -164,7 +165,7 @@ func (x *explainer) disk() bool {
 		x.because(attach, "marsd to write back and to close the disk", x.cmd("wait-resource")+" is-attach-off", "it is being detached")
 	case !r.Wanted.Attach:
 		x.because(attach, "", x.cmd("up"), "it is detached: the switch attach is off")
-	case !r.Active.Attach && r.Log.Damage == "" && !strings.HasPrefix(r.Log.ReplayCode, "-"):
+	case !r.Active.Attach && r.Log.Damage == "" && (r.Log.ReplayCode == nil || *r.Log.ReplayCode >= 0):
 		x.because(x.actual("is-attached"), "marsd to open the disk "+r.Disk.Path, x.at(r.Host, "journalctl -u marsd -n 20"),
 			"the disk is to be attached, and is not yet%s", x.said("err-disk"))
 	default:
@@ -239,25 +240,65 @@ func (x *explainer) emergencyOf(host string) (why, next string) {
 // emergencyLevel is the level of actual-H/emergency at which primaries stop logging.
 const emergencyLevel = 4
 
-// damage: a log that cannot be used.
+// damage: a log that cannot be used. The advice is that of marsd.
 func (x *explainer) damage() bool {
 	r := x.r
-	code := x.actual("replay-code")
 	switch {
 	case r.Log.Damage != "":
-		x.because(x.actual(symlinktree.LogDamage), "a decision to give up what is behind the damage", x.at(r.Host, x.cmd("primary --force")),
-			"the log of %s is damaged at POSITION,BYTES %s: these bytes would be lost. If another member has them, make that one primary instead", r.Host, r.Log.Damage)
+		x.ownDamage()
 		return true
-	case strings.HasPrefix(r.Log.ReplayCode, "-"):
-		x.because(code, "a sound copy of the log", x.at(r.Host, x.cmd("invalidate")),
-			"replay stopped at %s: %s. A copy that is damaged only here is fetched again by itself; if it is damaged everywhere, invalidate copies the primary's disk",
-			r.Log.Position, macro.ErrnoText(r.Log.ReplayCode))
+	case r.Log.ReplayCode != nil && *r.Log.ReplayCode < 0:
+		x.copyDamage()
 		return true
 	case r.Orphan:
 		x.because(x.res().ReplayPath(r.Host), "the log to be fetched, if a peer still has it", x.cmd("invalidate"),
 			"the log that replay stands in, %s, is not here", r.Log.Position)
 	}
 	return false
+}
+
+// ownDamage: the log that this host wrote is damaged.
+func (x *explainer) ownDamage() {
+	r := x.r
+	at, lost := ownDamage(x.c.Tree, x.res(), r.Host)
+	link := x.actual(symlinktree.LogDamage)
+	if p := r.DesignatedPrimary; p != nil && *p != r.Host {
+		x.because(link, "a new copy of the disk of "+*p, x.at(r.Host, x.cmd("invalidate")),
+			"the own log of %s is damaged at %s, with %d bytes of log behind that. The primary is %s now: only a copy of its disk helps", r.Host, at, lost, *p)
+		return
+	}
+	x.because(link, "a decision to give up what is behind the damage", x.at(r.Host, x.cmd("primary --force")),
+		"the own log of %s is damaged at %s: %d bytes of log behind that would be lost. If another member has them, make that one primary instead", r.Host, at, lost)
+}
+
+// copyDamage: replay has met something in a copy of a log that it cannot use.
+func (x *explainer) copyDamage() {
+	r := x.r
+	code := x.actual("replay-code")
+	what := fmt.Sprintf("replay stopped at %s: %s", r.Log.Position, macro.ErrnoText(r.Log.ReplayText))
+	where := "It is damaged where it comes from, too"
+	number := *r.Log.ReplayCode
+	switch {
+	case x.said("wrn-log-refetch") != "":
+	case number == -int64(syscall.ENOENT):
+		where = "It is not here"
+	case number == -int64(syscall.EIO):
+		where = "It cannot be read here"
+	default:
+		where = ""
+	}
+	switch designated := designatedOf(r) == r.Host; {
+	case !r.Wanted.Fetch && !designated:
+		x.because(code, "a sound copy of the log", x.at(r.Host, x.cmd("resume-fetch")), "%s. Fetch is switched off, so that no sound copy can come", what)
+	case where == "":
+		x.because(code, "a sound copy of the log", "marsadm view --watch "+r.Resource, "%s. The log is fetched again from there, which mends a copy that is damaged only here", what)
+	case designated:
+		x.because(code, "a decision to give up what is behind the damage", x.at(r.Host, x.cmd("pause-fetch")+"; "+x.cmd("primary --force")),
+			"%s. %s; what is behind that can only be given up", what, where)
+	default:
+		x.because(code, "a sound log; it is tried again now and then, and when it changes where it comes from", x.at(r.Host, x.cmd("invalidate")),
+			"%s. %s: a new copy of the disk of the primary %s does without it", what, where, designatedOf(r))
+	}
 }
 
 // role: the designated primary is not primary, or one that is not designated is.
@@ -404,7 +445,7 @@ func (x *explainer) peers() {
 		return
 	}
 	for _, h := range without(x.r.Members, x.r.Host) {
-		if macro.BehindHole(x.c.Tree, x.r.Resource, h) != "" {
+		if !x.r.Emergency && macro.BehindHole(x.c.Tree, x.r.Resource, h) != "" {
 			x.because(x.res().ReplayPath(h), "a new copy on "+h, x.at(h, x.cmd("invalidate")), "the member %s stays at an old version: it needs what was written here without a log (emergency mode)", h)
 		}
 		link := symlinktree.ActualPath(h, "time")

@@ -96,8 +96,9 @@ type LogReport struct {
 	KnownNumber  int    `json:"known_number"`
 	Position     string `json:"replay_position"`
 	DirtyBytes   int64  `json:"dirty_bytes"`
-	ReplayCode   string `json:"replay_code"`
-	Damage       string `json:"damage"` // POSITION,BYTES, or empty
+	ReplayCode   *int64 `json:"replay_code"`
+	ReplayText   string `json:"replay_code_text"` // with what follows the number
+	Damage       string `json:"damage"`           // POSITION,BYTES, or empty
 	LocalBytes   int64  `json:"local_bytes"`
 	FreeableSize int64  `json:"deletable_bytes"`
 }
@@ -166,8 +167,11 @@ func (c *Context) Report(host string) *Report {
 	r.Sync = c.progress(host, "sync", "sync", pos, size, c.syncRest(host))
 	r.Fetch = c.progress(host, "fetch", "file", a.fetchPos, a.workSize, a.fetchRest())
 	r.Replay = c.progress(host, "replay", "replay", a.replayPos, a.fetchPos, a.replayRest())
-	r.Log = LogReport{ReplayNumber: a.replayNr, FetchNumber: a.fetchNr, KnownNumber: a.workNr,
-		ReplayCode: c.val(c.actual(host, "replay-code"))}
+	r.Log = LogReport{ReplayNumber: a.replayNr, FetchNumber: a.fetchNr, KnownNumber: a.workNr, ReplayText: c.val(c.actual(host, "replay-code"))}
+	if r.Log.ReplayText != "" {
+		code := Number(r.Log.ReplayText)
+		r.Log.ReplayCode = &code
+	}
 	if rep, err := symlinktree.ParseReplay(c.val(c.r().ReplayPath(host))); err == nil {
 		r.Log.Position, r.Log.DirtyBytes = rep.String(), rep.Len
 	}
