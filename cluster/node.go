@@ -52,7 +52,8 @@ type Node struct {
 	peers   map[string]*peer
 	plain   bool // peers are asked for no compressed frames
 	// stopping: no worker is started any more.
-	stopping bool
+	stopping  bool
+	abandoned atomic.Bool
 	wg       sync.WaitGroup
 	cancel   context.CancelCauseFunc
 }
@@ -167,7 +168,11 @@ func (n *Node) shutdown() {
 	workers := slices.Collect(maps.Values(n.workers))
 	n.mu.Unlock()
 	for _, w := range workers {
-		w.close()
+		if n.abandoned.Load() {
+			w.cancel()
+		} else {
+			w.close()
+		}
 	}
 	deadline := time.After(shutdownTimeout)
 	for _, w := range workers {
@@ -176,7 +181,14 @@ func (n *Node) shutdown() {
 		case <-deadline:
 			n.log.Error("a resource does not stop; what is missing on its disk is in its log", keyResource, string(w.r))
 			w.cancel()
+			<-w.done
 		}
+	}
+	if n.abandoned.Load() {
+		n.exports.close()
+		n.server.Close()
+		n.wg.Wait()
+		return
 	}
 	n.put(symlinktree.ActualPath(n.cfg.Node, "alive"), "0")
 	n.exports.close()

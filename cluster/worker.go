@@ -160,6 +160,9 @@ func (w *worker) run() {
 		}
 		pause := minRound
 		select {
+		case <-w.ctx.Done():
+			w.abandon()
+			return
 		case <-w.wake:
 		case <-tick.C:
 		case <-w.changed():

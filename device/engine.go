@@ -222,6 +222,17 @@ func (e *Engine) Close() error {
 	return err
 }
 
+// Abandon ends the engine as the death of the process does: nothing is written back, the
+// rest is in the log. Operations under way return with an error.
+func (e *Engine) Abandon() {
+	e.cancel(errClosed)
+	e.ctl.Lock()
+	defer e.ctl.Unlock()
+	if e.getMode() != Closed {
+		e.stop()
+	}
+}
+
 // stop ends the goroutines without writing anything back.
 func (e *Engine) stop() {
 	e.cancel(errClosed)

@@ -248,3 +248,60 @@ func TestPackets(t *testing.T) {
 		t.Errorf("got %q from %v", m.data, m.from)
 	}
 }
+
+// A dead host: its streams break, nobody gets in, it gets nowhere; its successor at the same
+// address works.
+func TestDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := New(1)
+		h, other := n.Host("10.0.0.1"), n.Host("10.0.0.2")
+		l, err := h.Listen("tcp", "10.0.0.1:7778")
+		if err != nil {
+			t.Fatal(err)
+		}
+		near, err := other.Dial(t.Context(), "tcp", "10.0.0.1:7778")
+		if err != nil {
+			t.Fatal(err)
+		}
+		far, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.Cut([]string{"10.0.0.1"}, []string{"10.0.0.2"})
+		held := make(chan error)
+		go func() {
+			_, err := h.Dial(t.Context(), "tcp", "10.0.0.2:1")
+			held <- err
+		}()
+		synctest.Wait()
+		h.Down()
+		h.Down() // again does nothing
+		for _, c := range []net.Conn{near, far} {
+			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("read on a stream of a dead host: %v", err)
+			}
+			c.Close()
+		}
+		if err := <-held; !errors.Is(err, syscall.ENETDOWN) {
+			t.Errorf("the dial that was under way: %v", err)
+		}
+		n.Heal()
+		if _, err := l.Accept(); err == nil {
+			t.Error("its listener still accepts")
+		}
+		if _, err := other.Dial(t.Context(), "tcp", "10.0.0.1:7778"); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("dial to it: %v", err)
+		}
+		if _, err := h.Listen("tcp", "10.0.0.1:7778"); !errors.Is(err, syscall.ENETDOWN) {
+			t.Errorf("listen on it: %v", err)
+		}
+		if _, err := h.ListenPacket("udp", "10.0.0.1:7778"); !errors.Is(err, syscall.ENETDOWN) {
+			t.Errorf("listen on it for packets: %v", err)
+		}
+		again, err := n.Host("10.0.0.1").Listen("tcp", "10.0.0.1:7778")
+		if err != nil {
+			t.Fatal(err)
+		}
+		again.Close()
+	})
+}

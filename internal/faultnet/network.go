@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -122,14 +123,58 @@ func hostOf(a net.Addr) string {
 // Host is a network seen from one IP address. Its methods have the signatures of
 // package net, so that they fit into Dial and Listen settings.
 type Host struct {
-	n  *Network
-	ip string
+	n    *Network
+	ip   string
+	down atomic.Bool
 }
 
 // Host returns the host with this IP address.
 func (n *Network) Host(ip string) *Host {
 	netip.MustParseAddr(ip)
-	return &Host{n, ip}
+	return &Host{n: n, ip: ip}
+}
+
+// Down is the death of the host: its listeners and sockets are gone, its streams break, and it
+// connects nobody any more. Network.Host makes its successor at the same address.
+func (h *Host) Down() {
+	if h.down.Swap(true) {
+		return
+	}
+	n := h.n
+	n.mu.Lock()
+	var list []interface{ Close() error }
+	for a, l := range n.listeners {
+		if hostOf(addr(a)) == h.ip {
+			list = append(list, l)
+		}
+	}
+	for _, p := range n.packets {
+		if hostOf(p.addr) == h.ip {
+			list = append(list, p)
+		}
+	}
+	var broken []*conn
+	for c := range n.streams {
+		if hostOf(c.local) == h.ip || hostOf(c.remote) == h.ip {
+			broken = append(broken, c)
+		}
+	}
+	n.mu.Unlock()
+	for _, l := range list {
+		l.Close()
+	}
+	for _, c := range broken {
+		c.reset()
+	}
+	n.set(func() {}) // who waits for a held link looks again
+}
+
+// alive is nil, or why nothing goes in or out.
+func (h *Host) alive() error {
+	if h.down.Load() {
+		return syscall.ENETDOWN
+	}
+	return nil
 }
 
 // resolve completes ":port" and "0.0.0.0:port" with the host's own address and
@@ -163,6 +208,9 @@ func (h *Host) Dial(ctx context.Context, _, address string) (net.Conn, error) {
 		n.mu.Lock()
 		changed := n.changed
 		n.mu.Unlock()
+		if err := h.alive(); err != nil {
+			return fail(err)
+		}
 		out, back := n.link(h.ip, to), n.link(to, h.ip)
 		if !out.Hold && !back.Hold {
 			if out.Refuse || out.Loss > 0 && n.dice.float() < out.Loss {
@@ -218,6 +266,9 @@ func (h *Host) Dial(ctx context.Context, _, address string) (net.Conn, error) {
 
 // Listen accepts streams.
 func (h *Host) Listen(_, address string) (net.Listener, error) {
+	if err := h.alive(); err != nil {
+		return nil, &net.OpError{Op: "listen", Net: "faultnet", Err: err}
+	}
 	n := h.n
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -272,6 +323,9 @@ func (l *listener) Addr() net.Addr { return addr(l.addr) }
 
 // ListenPacket receives packets. A full queue loses them, as a socket does.
 func (h *Host) ListenPacket(_, address string) (net.PacketConn, error) {
+	if err := h.alive(); err != nil {
+		return nil, &net.OpError{Op: "listen", Net: "faultnet", Err: err}
+	}
 	n := h.n
 	n.mu.Lock()
 	defer n.mu.Unlock()

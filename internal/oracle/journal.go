@@ -189,6 +189,7 @@ func (j *Journal) Resolve(v *Verdict) error {
 			j.line("cut %d kept=%d\n", r.Number, r.Kept)
 		}
 	}
+	j.closeMissing(v)
 	for _, m := range v.present {
 		r := find(j.reqs, m.number)
 		if r == nil {
@@ -200,6 +201,28 @@ func (j *Journal) Resolve(v *Verdict) error {
 		}
 	}
 	return j.fileErr
+}
+
+// closeMissing makes everything void that was submitted after a missing request had been
+// acknowledged: an image has it only if it has that one as well. Of what later zeroings and trims
+// cover the sectors alone do not tell.
+func (j *Journal) closeMissing(v *Verdict) {
+	known := map[uint64]bool{}
+	for _, m := range v.present {
+		known[m.number] = true
+	}
+	first := uint64(0) // the earliest acknowledgement of one that is missing
+	for _, m := range v.missing {
+		if r := find(j.reqs, m.number); r != nil && r.Complete != 0 && (first == 0 || r.Complete < first) {
+			first = r.Complete
+		}
+	}
+	for i := range j.reqs {
+		if r := &j.reqs[i]; first != 0 && r.Number > first && r.Number <= v.AsOf && !known[r.Number] && r.Kind != KindFlush && !r.Void {
+			r.Void = true
+			j.line("void %d\n", r.Number)
+		}
+	}
 }
 
 // Fork starts the journal of a new history: a node was promoted by force, and v
