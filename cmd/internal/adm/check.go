@@ -175,6 +175,9 @@ func (k *checker) node(n *macro.NodeReport) {
 	for _, m := range n.Messages {
 		k.message("", m)
 	}
+	for _, b := range n.Broken {
+		k.add(sevWarning, "", "broken link %s", b.Error)
+	}
 }
 
 func (k *checker) message(res string, m macro.MessageReport) {
@@ -197,6 +200,7 @@ var diskLevels = map[string]severity{
 var replicationLevels = map[string]severity{
 	"EmergencyMode": sevCritical, "NotYetPrimary": sevWarning, "PausedSync": sevWarning, "PausedFetch": sevWarning,
 	"PausedReplay": sevWarning, "NoPrimaryDesignated": sevWarning, "Orphan": sevCritical, "BehindHole": sevCritical,
+	"NoSuchPrimary": sevCritical,
 }
 
 // resource judges one resource.

@@ -31,7 +31,8 @@ type primaryInput struct {
 // oldPrimary finds the host that had the role last: the designated one, else the
 // one that userspace remembers, else the writer of the newest log if it is unique.
 func oldPrimary(t macro.Tree, r symlinktree.Resource) string {
-	if p, _ := t.Get(r.PrimaryPath()); p != "" && p != symlinktree.NoHost {
+	// What names no member, or cannot be read, is about to be overwritten.
+	if p, _ := t.Get(r.PrimaryPath()); p != "" && p != symlinktree.NoHost && macro.IsMember(t, string(r), p) {
 		return p
 	}
 	if p, ok := t.Get(r.LastPrimaryPath()); ok && has(t, r.DataPath(p)) {
@@ -63,6 +64,9 @@ func checkPrimary(t macro.Tree, in primaryInput) error {
 	r, h := in.res, in.host
 	on := func(path string) bool { v, _ := t.Get(path); return symlinktree.Switch(v) }
 	old := oldPrimary(t, r)
+	if v, _ := t.Get(r.SizePath()); symlinktree.CheckValue(r.SizePath(), v) != nil {
+		return refuse(fmt.Sprintf("marsadm why %s tells what it was; then ln -sfn BYTES %s in the root of the tree", r, r.SizePath()), "its size link is broken: %q", v)
+	}
 	at, _ := ownDamage(t, r, h)
 	if in.force && at == "" && on(r.TodoPath(h, symlinktree.SwitchConnect)) {
 		return refuse(fmt.Sprintf("think twice, then: marsadm pause-fetch %s; marsadm primary --force %s", r, r),
@@ -272,6 +276,10 @@ func primary(ctx context.Context, j *job) error {
 		return err
 	}
 	designated, _ := j.tree.Get(j.r.PrimaryPath())
+	if old != "" && !macro.IsMember(j.tree, string(j.r), designated) && designated != symlinktree.NoHost {
+		j.warn("the designated primary %q is no member of %s: overwritten", designated, j.r)
+		designated = old // who gets the role back if this fails
+	}
 	switch {
 	case j.forced():
 		j.warnForced(old)

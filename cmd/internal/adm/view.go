@@ -211,6 +211,9 @@ func (v *viewer) remarks() {
 	if !s.context("").DaemonKnown() {
 		s.warn("marsd is not running on %s", s.node)
 	}
+	for _, b := range s.context("").NodeReport().Broken {
+		s.warn("broken link is ignored: %s; set it anew", b.Error)
+	}
 	for _, e := range s.tree.Dir("ips") {
 		host, ok := symlinktree.HostOf(filepath.Base(e.Path), "ip")
 		_, heard := s.tree.Get(symlinktree.ActualPath(host, "time"))

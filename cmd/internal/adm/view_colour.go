@@ -28,7 +28,7 @@ var stateColours = map[string]string{
 	"OutDated": yellow, "Outdated": yellow, "WriteBack": yellow, "Recovery": yellow, "Syncing": yellow, "NotYetPrimary": yellow,
 	"RemainsPrimary": yellow, "PausedSync": yellow, "PausedFetch": yellow, "PausedReplay": yellow, "Detaching": yellow,
 	"Detached": yellow, "NotStarted": yellow, "NoPrimaryDesignated": yellow, "NotJoined": yellow, "NoAttach": yellow,
-	"InConsistent": red, "Inconsistent": red, "Orphan": red, "NotPresent": red, "EmergencyMode": red, "BehindHole": red, "ForcedPrimary": red,
+	"InConsistent": red, "Inconsistent": red, "Orphan": red, "NotPresent": red, "EmergencyMode": red, "BehindHole": red, "NoSuchPrimary": red, "ForcedPrimary": red,
 	"UnResponsive": red, "ModuleNotLoaded": red, "PrimaryUnreachable": red, "DefectiveLog": red, "IncompleteLog": red,
 	"UnInitializedLogRecord": red, "MissingLog": red, "DISK_ERROR": red,
 }

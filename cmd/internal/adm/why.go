@@ -3,6 +3,9 @@ package adm
 import (
 	"context"
 	"fmt"
+	"net"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -77,7 +80,7 @@ func (x *explainer) at(host, cmd string) string {
 func explain(c *macro.Context, host string) (*macro.Report, []reason) {
 	x := &explainer{c: c, r: c.Report(host), node: c.NodeReport(), now: c.Now}
 	x.broken()
-	for _, f := range []func() bool{x.membership, x.daemon, x.disk, x.split, x.hole, x.damage, x.role, x.emergency} {
+	for _, f := range []func() bool{x.membership, x.daemon, x.disk, x.split, x.hole, x.damage, x.misnamed, x.role, x.emergency} {
 		if f() {
 			return x.r, x.out
 		}
@@ -96,9 +99,54 @@ func explain(c *macro.Context, host string) (*macro.Report, []reason) {
 
 // broken links are ignored: what they were to order does not happen.
 func (x *explainer) broken() {
-	for _, b := range x.r.Broken {
-		x.because(b.Path, "a value that can be read", "ls -l "+x.path(b.Path), "a link has a value that cannot be read and is ignored: %s", b.Error)
+	for _, b := range append(x.node.Broken, x.r.Broken...) {
+		x.because(b.Path, "a value that can be read", x.mend(b.Path), "a link has a value that cannot be read and is ignored: %s. What it said before stays in force%s", b.Error,
+			x.inForce(b.Path))
 	}
+}
+
+// inForce is what marsd says about a broken link.
+func (x *explainer) inForce(path string) string {
+	for _, list := range [][]macro.MessageReport{x.r.Messages, x.node.Messages} {
+		for _, m := range list {
+			if m.Key != brokenMessage {
+				continue
+			}
+			for _, part := range strings.Split(m.Text, "; ") {
+				if v, ok := strings.CutSuffix(part, " stays in force"); ok && strings.Contains(m.Text, path+":") && len(x.node.Broken)+len(x.r.Broken) == 1 {
+					return ": " + v
+				}
+			}
+		}
+	}
+	return ""
+}
+
+// brokenMessage is the message of marsd that lists them.
+const brokenMessage = "err-broken-link"
+
+// mend is the command that sets a broken link anew.
+func (x *explainer) mend(path string) string {
+	switch path {
+	case x.res().PrimaryPath():
+		if len(x.r.ActualPrimaries) == 1 {
+			return x.at(x.r.ActualPrimaries[0], x.cmd("primary"))
+		}
+		return x.cmd("primary")
+	case x.todo(symlinktree.SwitchAttach):
+		return x.cmd("attach")
+	case x.todo(symlinktree.SwitchConnect):
+		return x.cmd("resume-fetch")
+	case x.todo(symlinktree.SwitchAllowReplay):
+		return x.cmd("resume-replay")
+	case x.todo(symlinktree.SwitchSync):
+		return x.cmd("resume-sync")
+	}
+	value := "VALUE"
+	if v, err := strconv.Unquote(strings.TrimPrefix(x.inForce(path), ": ")); err == nil {
+		value = v
+	}
+	return "ln -sfn " + value + " " + x.path(path)
 }
 
 // path is where a link is.
@@ -374,6 +422,33 @@ func (x *explainer) sync() {
 	}
 }
 
+// misnamed: the primary link names nobody who could be primary.
+func (x *explainer) misnamed() bool {
+	r := x.r
+	if r.DesignatedPrimary == nil || slices.Contains(r.Members, *r.DesignatedPrimary) {
+		return false
+	}
+	next := x.cmd("primary")
+	if v, _ := x.c.Tree.Get(x.res().LastPrimaryPath()); slices.Contains(r.Members, v) {
+		next = x.at(v, next)
+	}
+	x.because(x.res().PrimaryPath(), "a member to be designated", next, "the designated primary %s is no member of the resource, so that nobody is primary; members are: %s",
+		*r.DesignatedPrimary, words(r.Members))
+	return true
+}
+
+// ping is a command that tells whether a host can be reached.
+func (x *explainer) ping(host string) string {
+	addr, _ := x.c.Tree.Get(symlinktree.IPPath(host))
+	if symlinktree.CheckValue(symlinktree.IPPath(host), addr) != nil || addr == "" {
+		return "marsadm lowlevel-set-host-ip " + host + " ADDR"
+	}
+	if h, _, err := net.SplitHostPort(addr); err == nil {
+		addr = h
+	}
+	return "ping " + strings.Trim(addr, "[]")
+}
+
 // silent tells whether the designated primary gives no sign of life.
 func (x *explainer) silent() bool {
 	r := x.r
@@ -394,7 +469,7 @@ func (x *explainer) fetch() {
 		if r.PrimaryNewsAge != nil {
 			heard = "last news " + macro.HumanSeconds(*r.PrimaryNewsAge) + " ago"
 		}
-		x.because(symlinktree.ActualPath(p, "time"), p+" ("+orMissing(addr)+")", "ping "+strings.Trim(addr, "[]"), "the primary %s does not answer (%s): what it has written since is not known here", p, heard)
+		x.because(symlinktree.ActualPath(p, "time"), p+" ("+orMissing(addr)+")", x.ping(p), "the primary %s does not answer (%s): what it has written since is not known here", p, heard)
 	case !r.Wanted.Fetch:
 		x.because(x.todo(symlinktree.SwitchConnect), "", x.cmd("resume-fetch"), "fetching of logs is switched off, %s are known to be missing", left)
 	case r.Fetch.Rest > 0 && !r.Active.Fetch:
@@ -454,14 +529,14 @@ func (x *explainer) peers() {
 		age := time.Duration(x.now - s)
 		if !ok || err != nil || age >= x.c.Window {
 			addr, _ := x.c.Tree.Get(symlinktree.IPPath(h))
-			x.because(link, h, "ping "+strings.Trim(addr, "[]"), "the member %s (%s) is silent: it gets nothing, and logs are kept for it", h, orMissing(addr))
+			x.because(link, h, x.ping(h), "the member %s (%s) is silent: it gets nothing, and logs are kept for it", h, orMissing(addr))
 		}
 	}
 }
 
 func (x *explainer) messages() {
 	for _, m := range x.r.Messages {
-		if m.Level != "info" && !x.mentioned(m.Text) {
+		if m.Level != "info" && !x.mentioned(m.Text) && !(m.Key == brokenMessage && len(x.r.Broken) > 0) {
 			x.because(x.actual("msg-"+m.Key), "", "", "a message of marsd (%s): %s", m.Level, m.Text)
 		}
 	}

@@ -87,12 +87,31 @@ func (c *Context) todo(host, name string) string         { return c.r().TodoPath
 func (c *Context) global(host, name string) string       { return symlinktree.ActualPath(host, name) }
 func (c *Context) age(s symlinktree.Stamp) time.Duration { return time.Duration(c.Now - s) }
 
-// designated is the host that the primary link names, or empty.
+// designated is the host that the primary link names, or empty. Where nobody can read
+// the link marsd keeps to its last value, which shows in who is primary.
 func (c *Context) designated() string {
-	if p := c.val(c.r().PrimaryPath()); p != symlinktree.NoHost {
-		return p
+	path := c.r().PrimaryPath()
+	p := c.val(path)
+	if p == symlinktree.NoHost {
+		return ""
 	}
-	return ""
+	if p != "" && symlinktree.CheckValue(path, p) != nil {
+		return c.onlyPrimary()
+	}
+	return p
+}
+
+// onlyPrimary is the member that is actual primary, if it is the only one.
+func (c *Context) onlyPrimary() (host string) {
+	for _, h := range Members(c.Tree, c.Res) {
+		if c.on(c.actual(h, "is-primary")) {
+			if host != "" {
+				return ""
+			}
+			host = h
+		}
+	}
+	return host
 }
 
 // Number parses the leading decimal integer of a link value as the original does;

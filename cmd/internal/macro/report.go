@@ -183,21 +183,27 @@ func (c *Context) Report(host string) *Report {
 	}
 	c.reportSplit(r)
 	r.Messages = c.reportMessages(c.r().ActualDir(host))
-	r.Broken = []BrokenReport{}
-	for _, dir := range []string{c.r().Dir(), c.r().ActualDir(host), c.r().TodoDir(host)} {
-		for _, e := range c.Tree.List(dir) {
-			if err := symlinktree.CheckValue(e.Path, e.Value); err != nil {
-				r.Broken = append(r.Broken, BrokenReport{e.Path, err.Error()})
-			}
-		}
-	}
-	if waste := c.num(c.r().ActSizePath(host)) - r.SizeBytes; waste > c.Threshold {
+	r.Broken = c.broken(c.r().Dir(), c.r().ActualDir(host), c.r().TodoDir(host))
+	if waste := c.num(c.r().ActSizePath(host)) - r.SizeBytes; r.SizeBytes > 0 && waste > c.Threshold {
 		r.Hints["unused_disk_bytes"] = waste
 	}
-	if more := PossibleSize(c.Tree, c.Res) - r.SizeBytes; more > c.Threshold {
+	if more := PossibleSize(c.Tree, c.Res) - r.SizeBytes; r.SizeBytes > 0 && more > c.Threshold {
 		r.Hints["resize_possible_bytes"] = more
 	}
 	return r
+}
+
+// broken lists the links of directories that nobody can read.
+func (c *Context) broken(dirs ...string) []BrokenReport {
+	out := []BrokenReport{}
+	for _, dir := range dirs {
+		for _, e := range c.Tree.List(dir) {
+			if err := symlinktree.CheckValue(e.Path, e.Value); err != nil {
+				out = append(out, BrokenReport{e.Path, err.Error()})
+			}
+		}
+	}
+	return out
 }
 
 func (c *Context) reportIO(r *Report, host string) {
@@ -287,13 +293,15 @@ type NodeReport struct {
 	TotalSpace  *int64          `json:"total_space_bytes"`
 	LamportSlip float64         `json:"lamport_slip_seconds"`
 	Messages    []MessageReport `json:"messages"`
+	Broken      []BrokenReport  `json:"broken_links"`
 }
 
 // NodeReport collects it.
 func (c *Context) NodeReport() *NodeReport {
 	r := &NodeReport{Node: c.Node, Host: c.Host, UUID: c.val(symlinktree.UUIDPath), Hosts: some(Hosts(c.Tree)),
 		Running: c.moduleLoaded(), Emergency: c.num(c.global(c.Host, "emergency")),
-		LamportSlip: *secondsOf(c.Now.Time().Sub(c.Real)), Messages: c.reportMessages(symlinktree.ActualDir(c.Host))}
+		LamportSlip: *secondsOf(c.Now.Time().Sub(c.Real)), Messages: c.reportMessages(symlinktree.ActualDir(c.Host)),
+		Broken: c.broken("", "ips", "todo-global", "defaults", "defaults-"+c.Host, symlinktree.ActualDir(c.Host))}
 	if age, known := c.aliveAge(c.Host); known {
 		r.NewsAge = secondsOf(age)
 	}

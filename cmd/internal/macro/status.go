@@ -156,6 +156,8 @@ func (c *Context) Replstate(host string) string {
 		return "PausedReplay"
 	case designated == "":
 		return "NoPrimaryDesignated"
+	case !IsMember(c.Tree, c.Res, designated):
+		return "NoSuchPrimary"
 	case !c.alive(designated):
 		return "PrimaryUnreachable"
 	case c.orphan(host):
@@ -292,10 +294,10 @@ func (c *Context) mount(host string) (Mount, bool) {
 func (c *Context) hints(host string) string {
 	var b strings.Builder
 	size := c.num(c.r().SizePath())
-	if waste := c.num(c.r().ActSizePath(host)) - size; waste > c.Threshold {
+	if waste := c.num(c.r().ActSizePath(host)) - size; size > 0 && waste > c.Threshold {
 		fmt.Fprintf(&b, "     Hint: you are wasting %s on disk %s\n", HumanNumber(float64(waste)), c.val(c.r().DataPath(host)))
 	}
-	if more := PossibleSize(c.Tree, c.Res) - size; more > c.Threshold {
+	if more := PossibleSize(c.Tree, c.Res) - size; size > 0 && more > c.Threshold {
 		fmt.Fprintf(&b, "     Hint: marsadm resize would increase resource %s by %s\n", c.Res, HumanNumber(float64(more)))
 	}
 	return b.String()
