@@ -26,7 +26,7 @@ func flushAtTheEnd(t *testing.T, k knobs) error {
 	stopped, flushed := make(chan error, 1), make(chan error, 1)
 	go func() { stopped <- w.e.StopLogging(context.Background()) }()
 	<-syncing
-	go func() { flushed <- w.e.FlushNow() }()
+	go func() { _, err := w.e.FlushNow(); flushed <- err }()
 	var err error
 	if k.lateClose {
 		err = <-flushed // does not wait

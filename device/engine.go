@@ -47,10 +47,11 @@ type Engine struct {
 
 	direct direct
 
-	sync   syncer
-	replay replayer
-	wb     writeback
-	guard  rangeGuard
+	sync    syncer
+	confirm confirmer
+	replay  replayer
+	wb      writeback
+	guard   rangeGuard
 
 	mu       sync.Mutex
 	mode     Mode
@@ -250,5 +251,6 @@ func (e *Engine) stop() {
 	e.logMu.Unlock()
 	e.replay.close()
 	e.sync.finish(errClosed)
+	e.confirm.close(errClosed)
 	e.setMode(Closed)
 }

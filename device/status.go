@@ -67,6 +67,8 @@ type Status struct {
 	LogFull    bool  // LogErr is that a write had no space
 	JournalErr error
 
+	Confirm ConfirmStatus
+
 	Counters Counters
 }
 
@@ -75,6 +77,7 @@ func (e *Engine) Status() Status {
 	s := Status{Size: e.Size(), Counters: e.n.snapshot()}
 	s.Replay, s.ReplayErr = e.replay.state()
 	torn := e.replay.torn.Load()
+	s.Confirm = e.confirm.status()
 	if f := e.failed.Load(); f != nil {
 		s.LogErr = f.err
 		var full fullError

@@ -20,7 +20,7 @@ type backend struct{ *Engine }
 
 func (b backend) Sync(done func(error)) { b.Engine.Flush(done) }
 
-func (b backend) SyncNow() error { return b.Engine.FlushNow() }
+func (b backend) SyncNow() (done bool, err error) { return b.Engine.FlushNow() }
 
 // blockSize is what records of a larger write are cut to, so that a crash between
 // two of them never tears a block.
@@ -325,23 +325,26 @@ func (s *syncer) finish(err error) {
 }
 
 // FlushNow is Flush for a caller that waits: nbd.Backend.SyncNow. Callers at the same time share
-// one fdatasync.
-func (e *Engine) FlushNow() error {
+// one fdatasync. It does nothing and returns false while more than the own log has to be waited for.
+func (e *Engine) FlushNow() (done bool, err error) {
+	if e.confirm.on.Load() {
+		return false, nil
+	}
 	e.n.flushOps.Add(1)
 	if e.cfg.Durability != DurabilityNone {
-		return e.syncAll(true)
+		return true, e.syncAll(true)
 	}
 	if f := e.failed.Load(); f != nil {
-		return f.err
+		return true, f.err
 	}
-	return nil
+	return true, nil
 }
 
 // Flush calls done once everything is durable whose Submit has returned, on
 // whichever connection: nbd.Backend.Sync. It does not block.
 func (e *Engine) Flush(done func(error)) {
 	e.n.flushOps.Add(1)
-	if e.cfg.Durability == DurabilityNone {
+	if e.cfg.Durability == DurabilityNone && !e.confirm.on.Load() {
 		var err error
 		if f := e.failed.Load(); f != nil {
 			err = f.err
@@ -381,9 +384,7 @@ func (e *Engine) syncLoop() {
 			start := time.Now()
 			err := e.syncAll(len(waiting) > 0)
 			interval = min(max(e.cfg.SyncInterval, syncShare*time.Since(start)), max(e.cfg.SyncInterval, maxSyncInterval))
-			for _, done := range waiting {
-				done(err)
-			}
+			e.confirmed(waiting, err)
 			s.recycle(waiting)
 			continue
 		}

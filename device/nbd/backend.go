@@ -50,8 +50,9 @@ type Backend interface {
 	// came from. It must not block. done does not block either.
 	Sync(done func(error))
 	// SyncNow is Sync for a caller that has nothing else to do: it returns when that
-	// is durable. It saves the way through another goroutine.
-	SyncNow() error
+	// is durable. It saves the way through another goroutine. It waits for a disk and nothing
+	// else: when there is more to wait for it returns false at once, and Sync has to be called.
+	SyncNow() (done bool, err error)
 }
 
 // State tells what a part of a device is made of, in the bits of the meta context base:allocation.

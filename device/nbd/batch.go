@@ -138,9 +138,11 @@ func (c *conn) submit() int {
 	}
 	n := len(s.handles)
 	if c.habit.may {
-		c.answerSync(s.handles, c.exp.Backend.SyncNow())
-		s.free()
-		return 0
+		if done, err := c.exp.Backend.SyncNow(); done {
+			c.answerSync(s.handles, err)
+			s.free()
+			return 0
+		}
 	}
 	c.out.expect(n)
 	// Acknowledgements of plain writes do not wait for the disk: Sync does not block.

@@ -46,7 +46,7 @@ func (d *volatileDisk) Sync(done func(error)) {
 	}()
 }
 
-func (d *volatileDisk) SyncNow() error { return syncNow(d.Sync) }
+func (d *volatileDisk) SyncNow() (done bool, err error) { return true, syncNow(d.Sync) }
 
 // crash returns what the device holds after a power cut now.
 func (d *volatileDisk) crash(t testing.TB) *Memory {

@@ -234,7 +234,7 @@ func (h *hookBackend) Sync(done func(error)) {
 	h.Memory.Sync(done)
 }
 
-func (h *hookBackend) SyncNow() error { return syncNow(h.Sync) }
+func (h *hookBackend) SyncNow() (done bool, err error) { return true, syncNow(h.Sync) }
 
 // syncNow is SyncNow made of Sync.
 func syncNow(start func(func(error))) error {

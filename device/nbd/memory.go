@@ -53,7 +53,7 @@ func (m *Memory) Submit(ops []Op) error {
 func (m *Memory) Sync(done func(error)) { done(nil) }
 
 // SyncNow has nothing to do.
-func (m *Memory) SyncNow() error { return nil }
+func (m *Memory) SyncNow() (done bool, err error) { return true, nil }
 
 // Extents implements SparseBackend.
 func (m *Memory) Extents(dst []Extent, off, end int64, limit int) ([]Extent, error) {

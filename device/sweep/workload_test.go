@@ -410,7 +410,7 @@ func (r *run) submit(reqs []request) error {
 	}
 	for _, plain := range []bool{true, false} {
 		if !plain && fua {
-			if err := r.n.e.FlushNow(); err != nil {
+			if _, err := r.n.e.FlushNow(); err != nil {
 				return err
 			}
 		}
@@ -431,7 +431,7 @@ func (r *run) flush(now bool) error {
 		return err
 	}
 	if now {
-		err = r.n.e.FlushNow()
+		_, err = r.n.e.FlushNow()
 	} else {
 		done := make(chan error, 1)
 		r.n.e.Backend().Sync(func(err error) { done <- err })

@@ -65,7 +65,7 @@ func TestCut(t *testing.T) {
 	r, m, d := recorder(t)
 	write(t, m, 'a', 0, 2) // 0
 	write(t, d, 'x', 0, 8) // 1
-	if err := m.SyncNow(); err != nil {
+	if _, err := m.SyncNow(); err != nil {
 		t.Fatal(err)
 	} // 2
 	r.Mark("acknowledged") // 3
