@@ -206,6 +206,7 @@ func TestLogFull(t *testing.T) {
 	a.CreateResource(a.Disk("disk", int64(len(image))))
 	b.JoinResource(b.Disk("disk", int64(len(image))))
 
+	b.Adm("pause-replay", "r0") // or logs that both have would be removed in time
 	ballast := filepath.Join(a.Root(), "ballast")
 	if err := os.WriteFile(ballast, make([]byte, 16*mib), 0o600); err != nil {
 		t.Fatal(err)
@@ -243,6 +244,7 @@ func TestLogFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	cl.Close()
+	b.Adm("resume-replay", "r0")
 	equalDisks(t, image, a, map[*Node]string{a: a.Path("disk"), b: b.Path("disk")})
 	if s := b.View("is-split-brain", "r0"); s != "0" {
 		t.Errorf("split brain %s", s)
