@@ -95,7 +95,7 @@ func TestV22Independence(t *testing.T) {
 	t.Parallel()
 	c := NewCluster(t, 2, WithNetwork(), WithArgs(fastArgs...))
 	a, b := c.Nodes[0], c.Nodes[1]
-	w := newWorld(t, c, 48*mib)
+	w := newWorld(t, c, 112*mib)
 	startOverSlowly(c, w, b)
 	w.gate.rate = 400e3
 	w.start(a)
