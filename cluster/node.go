@@ -209,7 +209,9 @@ func (n *Node) openTree() error {
 // awaitCluster waits until there is a cluster in the root: marsd may be started
 // before marsadm create-cluster or join-cluster.
 func (n *Node) awaitCluster(ctx context.Context) error {
+	problem := ""
 	for told := false; ; told = true {
+		problem = n.watchSecret(problem)
 		if _, ok := n.tree.Get(symlinktree.UUIDPath); ok {
 			if _, ok := n.tree.Get(symlinktree.IPPath(n.cfg.Node)); ok {
 				return nil
@@ -232,6 +234,23 @@ func (n *Node) awaitCluster(ctx context.Context) error {
 			return fmt.Errorf("read tree %s: %w", n.cfg.Root, err)
 		}
 	}
+}
+
+// watchSecret says, in log and tree, what is wrong with the secret when that has changed: it is needed
+// as soon as there is a cluster, and marsadm join-cluster shall know.
+func (n *Node) watchSecret(before string) (problem string) {
+	if _, err := n.cfg.secret(); err != nil {
+		problem = err.Error()
+	}
+	path := symlinktree.ActualPath(n.cfg.Node, "msg-"+msgSecret)
+	switch said, ok := n.tree.Get(path); {
+	case problem != "" && problem != before:
+		n.log.Warn("no usable cluster secret", keyErr, problem)
+		n.put(path, n.message(problem))
+	case problem == "" && ok && said != symlinktree.MessageOK:
+		n.put(path, symlinktree.MessageOK)
+	}
+	return problem
 }
 
 func (n *Node) openIdentity() error {
@@ -351,7 +370,7 @@ func (n *Node) dispatchChanges(ctx context.Context, list []symlinktree.Entry) {
 		dir, rest, _ := strings.Cut(e.Path, "/")
 		switch {
 		case strings.HasPrefix(dir, "resource-"):
-			if r, ok := wakesServices(e.Path); ok && n.usesSystemd(r) {
+			if r, ok := wakesServices(e, n.cfg.Node); ok && n.usesSystemd(r) {
 				n.touchTrigger(r)
 			}
 			touched[symlinktree.Resource(strings.TrimPrefix(dir, "resource-"))] = true

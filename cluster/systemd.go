@@ -10,7 +10,7 @@ import (
 
 // touchTrigger rewrites the regular file resource-R/systemd-trigger when the intent
 // about a resource's services has changed: the designated primary, or a systemd
-// link. A systemd .path unit that watches the file then runs `marsadm
+// link; and when the device, without which they cannot run, has come. A systemd .path unit that watches the file then runs `marsadm
 // systemd-trigger-extern R`, so that services move on every node, whoever gave the
 // order (reference marsadm.md 11).
 func (n *Node) touchTrigger(r symlinktree.Resource) {
@@ -24,13 +24,20 @@ func (n *Node) touchTrigger(r symlinktree.Resource) {
 	}
 }
 
-// wakesServices reports whether a change of path, below the root, concerns the
-// services of a resource.
-func wakesServices(path string) (symlinktree.Resource, bool) {
-	dir, name, _ := strings.Cut(path, "/")
+// wakesServices reports whether a change of a link concerns the services of a
+// resource on node.
+func wakesServices(e symlinktree.Entry, node string) (symlinktree.Resource, bool) {
+	dir, name, _ := strings.Cut(e.Path, "/")
 	r, ok := strings.CutPrefix(dir, "resource-")
+	switch {
+	case !ok:
+		return "", false
+	case name == "actual-"+node+"/if-on":
+		// After a restart of the machine or of marsd, too.
+		return symlinktree.Resource(r), symlinktree.Switch(e.Value)
+	}
 	// data-H too: a node that joins may hear of its own membership after the units.
-	return symlinktree.Resource(r), ok && (name == "primary" || strings.HasPrefix(name, "data-") || strings.HasPrefix(name, "systemd-") && name != "systemd-trigger")
+	return symlinktree.Resource(r), name == "primary" || strings.HasPrefix(name, "data-") || strings.HasPrefix(name, "systemd-") && name != "systemd-trigger"
 }
 
 // usesSystemd: the resource is stored here and has units. Nobody waits for a

@@ -3,16 +3,21 @@ package cluster
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"mars/symlinktree"
 )
 
 func TestWakesServices(t *testing.T) {
-	for path, want := range map[string]bool{
+	for link, want := range map[string]bool{
+		"resource-r0/actual-a/if-on=1": true, "resource-r0/actual-a/if-on=0": false, "resource-r0/actual-b/if-on=1": false, "resource-r0/actual-a/is-primary=1": false,
 		"resource-r0/primary": true, "resource-r0/data-a": true, "resource-r0/systemd-want": true, "resource-r0/systemd-start-unit": true,
 		"resource-r0/systemd-trigger": false, "resource-r0/userspace/primary": false, "resource-r0/size": false, "ips/primary": false,
 	} {
-		if r, got := wakesServices(path); got != want || got && r != "r0" {
-			t.Errorf("%s: %v %q", path, got, r)
+		path, value, _ := strings.Cut(link, "=")
+		if r, got := wakesServices(symlinktree.Entry{Path: path, Value: value}, "a"); got != want || got && r != "r0" {
+			t.Errorf("%s: %v %q", link, got, r)
 		}
 	}
 }

@@ -29,6 +29,7 @@ type Node struct {
 
 	Args []string // arguments of marsd beside the standard ones
 	Bin  string   // directory of marsd and marsadm
+	Env  []string // of both, beside the standard ones
 
 	cmd     *exec.Cmd
 	done    chan struct{}
@@ -96,7 +97,8 @@ func (n *Node) env() []string {
 			env = append(env, e)
 		}
 	}
-	return append(env, "MARS_ROOT="+n.Root(), "MARS_NODE="+n.Name, "MARS_SECRET="+n.secret(), "GORACE=atexit_sleep_ms=0")
+	env = append(env, "MARS_ROOT="+n.Root(), "MARS_NODE="+n.Name, "MARS_SECRET="+n.secret(), "GORACE=atexit_sleep_ms=0")
+	return append(env, n.Env...)
 }
 
 // daemon prepares a marsd of this node with further arguments.

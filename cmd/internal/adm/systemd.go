@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -155,14 +156,18 @@ func setSystemdUnit(ctx context.Context, j *job) error {
 	if err := j.apply(append(batch, set(j.r.SystemdWantPath(), want))); err != nil || j.host != j.node || !j.systemdOn() || j.opt.dryRun {
 		return err
 	}
-	unlock, err := j.engine().Lock(ctx, string(j.r))
+	unlock, err := j.lockServices(ctx)
 	if err != nil {
 		return err
 	}
 	replaced, err := j.generate(ctx)
 	unlock()
-	if err != nil || !replaced {
+	if err != nil {
 		return err
+	}
+	if !replaced {
+		// marsd may have done it before there was a unit that hears it.
+		return j.touchTrigger()
 	}
 	return j.services(ctx) // what ran under the old names, goes on under the new ones
 }
@@ -260,6 +265,13 @@ func wanted(t macro.Tree, r symlinktree.Resource, host string) (verb, unit strin
 	return "start", start
 }
 
+// lockServices lets one process at a time look at the state and drive the services:
+// one order changes several links, each of which wakes systemd, and the last one to
+// act must have seen the last state.
+func (j *job) lockServices(ctx context.Context) (unlock func(), err error) {
+	return systemd.Lock(ctx, filepath.Join(j.tree.Root(), j.r.Dir()))
+}
+
 // services starts or stops the services on this machine as the state demands, and
 // reports the outcome. Nothing happens where systemd does not run.
 func (j *job) services(ctx context.Context) error {
@@ -273,9 +285,7 @@ func (j *job) services(ctx context.Context) error {
 		}
 		return nil
 	}
-	// One order changes several links, and each of them wakes systemd: the last one to
-	// drive the services must be one that knows the last state.
-	unlock, err := j.engine().Lock(ctx, string(j.r))
+	unlock, err := j.lockServices(ctx)
 	if err != nil {
 		return err
 	}
@@ -327,7 +337,7 @@ func systemdTrigger(ctx context.Context, j *job) error {
 		j.print("DRY_RUN: would generate the units of %s and touch '%s'\n", j.r, filepath.Join(j.tree.Root(), j.r.SystemdTriggerPath()))
 		return nil
 	}
-	unlock, err := j.engine().Lock(ctx, string(j.r))
+	unlock, err := j.lockServices(ctx)
 	if err != nil {
 		return err
 	}
@@ -335,6 +345,11 @@ func systemdTrigger(ctx context.Context, j *job) error {
 	if _, err := j.generate(ctx); err != nil {
 		return err
 	}
+	return j.touchTrigger()
+}
+
+// touchTrigger wakes the path unit.
+func (j *job) touchTrigger() error {
 	return os.WriteFile(filepath.Join(j.tree.Root(), j.r.SystemdTriggerPath()), []byte(j.tree.Clock().Now().String()+"\n"), 0o600)
 }
 
@@ -474,6 +489,14 @@ func (j *job) startServices(ctx context.Context) error {
 // no units any more.
 func (j *job) removeUnits(ctx context.Context) {
 	if j.host != j.node || !j.systemdOn() || j.opt.dryRun {
+		return
+	}
+	// Somebody who still starts them has to be through with it.
+	unlock, err := j.lockServices(ctx)
+	if err == nil {
+		defer unlock()
+	} else if !errors.Is(err, fs.ErrNotExist) { // a resource that has left may have no directory
+		j.warn("generated units of %s: %v", j.r, err)
 		return
 	}
 	removed, err := j.engine().Remove(ctx, j.tree.Root(), string(j.r))

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -66,6 +67,34 @@ func New(cfg Config) *Engine {
 func (e *Engine) Available() bool {
 	st, err := os.Stat(e.cfg.UnitDir)
 	return err == nil && st.IsDir()
+}
+
+// lockPoll is how often a lock that somebody holds is looked at.
+const lockPoll = 20 * time.Millisecond
+
+// Lock makes the caller the only process that generates and drives the units of a
+// resource, until it calls unlock or ends. dir is the resource's directory.
+func Lock(ctx context.Context, dir string) (unlock func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	t := time.NewTicker(lockPoll)
+	defer t.Stop()
+	for {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { _ = f.Close() }, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
+		}
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return nil, errors.Join(fmt.Errorf("another marsadm drives these services and has not finished (lock on %s): %w", dir, context.Cause(ctx)), f.Close())
+		}
+	}
 }
 
 // ErrNoTemplate is wrapped by the error of Resolve.

@@ -26,6 +26,8 @@
 //     reload only if one has been.
 //   - Files appear complete, by rename.
 //   - Every call of systemctl ends with the context.
+//   - Of the processes that hold the Lock of a resource there is one at a time, and a
+//     process that dies holds none.
 //
 // # Non-guarantees
 //

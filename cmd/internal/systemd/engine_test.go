@@ -369,3 +369,32 @@ func TestRetry(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// One holder at a time; waiting ends with the context and says for what.
+func TestLock(t *testing.T) {
+	dir := t.TempDir()
+	unlock, err := Lock(context.Background(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), 50*time.Millisecond, errors.New("time is up"))
+	defer cancel()
+	if _, err := Lock(ctx, dir); err == nil || !strings.Contains(err.Error(), "another marsadm") || !strings.Contains(err.Error(), "time is up") {
+		t.Errorf("the second holder: %v", err)
+	}
+	got := make(chan error)
+	go func() {
+		second, err := Lock(context.Background(), dir)
+		if err == nil {
+			second()
+		}
+		got <- err
+	}()
+	unlock()
+	if err := <-got; err != nil {
+		t.Errorf("after the first one: %v", err)
+	}
+	if _, err := Lock(context.Background(), filepath.Join(dir, "missing")); err == nil {
+		t.Error("a directory that is not there can be locked")
+	}
+}
