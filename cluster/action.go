@@ -89,6 +89,7 @@ func (a Say) String() string     { return a.Key + ": " + a.Text }
 
 // Message keys, the original's where it has one (reference symlink-tree 1.5).
 const (
+	msgSecret       = "err-secret" // of the node
 	msgReplayStop   = "err-replay-stop"
 	msgSplitBrain   = "err-splitbrain-detected"
 	msgNotEqual     = "inf-versionlink-not-equal"

@@ -203,9 +203,22 @@ func (c *Config) secret() (secret transport.Secret, err error) {
 		secret, err = transport.LoadSecret(c.SecretFile)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("cluster secret: %w", err)
+		return nil, fmt.Errorf("cluster secret: %w; %s", err, c.secretAdvice(err))
 	}
 	return secret, nil
+}
+
+// secretAdvice is what to do about a secret that cannot be used.
+func (c *Config) secretAdvice(err error) string {
+	switch {
+	case c.Secret != "":
+		return "MARS_SECRET has to be the file of the secret, or its 64 digits"
+	case errors.Is(err, fs.ErrNotExist):
+		return "marsadm create-cluster makes it; to join a cluster copy it from a node of that (mode 0600), or name another file with --secret"
+	case errors.Is(err, fs.ErrPermission):
+		return "run as its owner, or name another file with --secret"
+	}
+	return fmt.Sprintf("copy it again from a node of the cluster: %s, mode 0600, outside of %s", c.SecretFile, c.Root)
 }
 
 // WriteNBDClient writes into dir what a foreign NBD client needs to get in at the NBD ports of this

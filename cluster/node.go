@@ -54,8 +54,8 @@ type Node struct {
 	// stopping: no worker is started any more.
 	stopping  bool
 	abandoned atomic.Bool
-	wg       sync.WaitGroup
-	cancel   context.CancelCauseFunc
+	wg        sync.WaitGroup
+	cancel    context.CancelCauseFunc
 }
 
 // NewNode checks the configuration. Nothing is opened before Run.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -28,7 +29,7 @@ func clusterVerbs() []verb {
 		{name: "create-cluster", help: "make a new cluster of this one node", noCluster: true, mounted: true, run: createCluster},
 		{name: "join-cluster", args: "PEER [IP[:PORT]]", help: "make this node a member of PEER's cluster", min: 1, max: 2,
 			noCluster: true, mounted: true, run: joinCluster},
-		{name: "leave-cluster", help: "take this node out of its cluster", run: leaveCluster},
+		{name: "leave-cluster", help: "take this node out of its cluster, or a join-cluster back that has not come about", joining: true, run: leaveCluster},
 		{name: "lowlevel-ls-host-ips", help: "list hosts and addresses", readOnly: true, hidden: true, run: listHostIPs},
 		{name: "lowlevel-set-host-ip", args: "HOST [IP[:PORT]]", help: "change the address of a host", min: 1, max: 2, hidden: true, run: setHostIP},
 	}
@@ -207,25 +208,63 @@ func checkJoinCluster(t macro.Tree, in joinInput) error {
 	if list := macro.Resources(t); len(list) > 0 && !in.force {
 		return refuse("use an empty root, or --force to keep them", "there are resources here: %s", words(list))
 	}
-	if known, ok := t.Get(symlinktree.IPPath(in.peer)); ok && in.peerIP != "" && known != in.peerIP {
+	known, ok := t.Get(symlinktree.IPPath(in.peer))
+	if ok && in.peerIP != "" && known != in.peerIP && !asked(t) {
 		return refuse("give the right one, or none", "%s is known at %s, not %s", in.peer, known, in.peerIP)
 	}
 	return nil
 }
 
+// asked: this node has asked to join a cluster, and that has not come about. What it was
+// told then may be wrong.
+func asked(t macro.Tree) bool {
+	uuid, _ := t.Get(symlinktree.UUIDPath)
+	return uuid == symlinktree.AnyUUID
+}
+
+// planTakeBack takes back what a join-cluster has written that has not come about, but
+// for the hosts in keep. The tombstones are as weak as the links were: a real one, of the
+// cluster that is joined later, wins.
+func planTakeBack(t macro.Tree, paths []string, keep ...string) []op {
+	var batch []op
+	for _, p := range paths {
+		e, ok := t.Entry(p)
+		if _, live := t.Get(p); ok && live && !slices.Contains(keep, p) {
+			batch = append(batch, setAt(p, symlinktree.Deleted, e.Stamp+1))
+		}
+	}
+	return batch
+}
+
+// addresses are the links of the hosts.
+func addresses(t macro.Tree) (paths []string) {
+	for _, h := range macro.Hosts(t) {
+		paths = append(paths, symlinktree.IPPath(h))
+	}
+	return paths
+}
+
 func planJoinCluster(t macro.Tree, in joinInput) []op {
 	batch := clusterDirs(in.host)
-	if _, ok := t.Get(symlinktree.UUIDPath); !ok {
-		batch = append(batch, setAt(symlinktree.UUIDPath, symlinktree.AnyUUID, preliminary))
+	if asked(t) { // with another peer
+		batch = append(batch, planTakeBack(t, addresses(t), symlinktree.IPPath(in.host), symlinktree.IPPath(in.peer))...)
+	}
+	if e, _ := t.Entry(symlinktree.UUIDPath); e.Value == "" || e.IsDeleted() {
+		batch = append(batch, setAt(symlinktree.UUIDPath, symlinktree.AnyUUID, max(preliminary, e.Stamp+1)))
 	}
 	for _, o := range []op{
 		setAt(symlinktree.IPPath(in.host), in.ip, preliminary),
 		setAt(symlinktree.IPPath(in.peer), in.peerIP, preliminary),
 		setAt(symlinktree.ActualPath(in.host, "marsadm-version"), admVersion, preliminary),
 	} {
-		if _, known := t.Get(o.path); !known && o.value != "" {
-			batch = append(batch, o)
+		old, known := t.Get(o.path)
+		if o.value == "" || known && (old == o.value || !asked(t)) {
+			continue
 		}
+		if e, was := t.Entry(o.path); was {
+			o.stamp = max(o.stamp, e.Stamp+1)
+		}
+		batch = append(batch, o)
 	}
 	return batch
 }
@@ -295,8 +334,12 @@ func (s *session) finishJoin(ctx context.Context, in joinInput) error {
 			_, _ = s.pull(in.peer), s.trigger(3)
 		}
 		uuid, ok := t.Get(symlinktree.UUIDPath)
-		return ok && uuid != symlinktree.AnyUUID, "marsd has not reached it yet: look at its messages; check address, secret and firewall"
+		return ok && uuid != symlinktree.AnyUUID, s.joinTrouble(t, in)
 	})
+	var late *timeoutError
+	if errors.As(err, &late) {
+		return &joinError{late, fmt.Sprintf("with the right address: marsadm join-cluster %s ADDR; to give up: marsadm leave-cluster", in.peer)}
+	}
 	if err != nil {
 		return err
 	}
@@ -311,6 +354,35 @@ func (s *session) finishJoin(ctx context.Context, in joinInput) error {
 	s.done("joined the cluster %s\n", uuid)
 	return nil
 }
+
+// joinTrouble is what marsd knows about a join that does not come about.
+func (s *session) joinTrouble(t *symlinktree.Snapshot, in joinInput) string {
+	said := func(key string) string {
+		v, _ := t.Get(symlinktree.ActualPath(in.host, "msg-"+key))
+		if m, err := symlinktree.ParseMessage(v); err == nil && v != symlinktree.MessageOK {
+			return m.Text
+		}
+		return ""
+	}
+	addr, _ := t.Get(symlinktree.IPPath(in.peer))
+	switch why, secret := said("needed-connection-with-"+in.peer), said("err-secret"); {
+	case secret != "":
+		return "marsd says: " + secret
+	case !daemonRuns(t, s.node, s.tree.Clock().Now()):
+		return "marsd has stopped: its last log lines tell why"
+	case why != "":
+		return "marsd says: " + why
+	}
+	return fmt.Sprintf("marsd has not reached %s at %s yet; check address, secret and firewall", in.peer, addr)
+}
+
+// joinError is a join that has not come about in time.
+type joinError struct {
+	*timeoutError
+	hint string
+}
+
+func (e *joinError) Unwrap() error { return e.timeoutError }
 
 // checkLeaveCluster is pure: a host leaves without resources, or by force.
 func checkLeaveCluster(t macro.Tree, host string, force bool) error {
@@ -348,6 +420,13 @@ func planLeaveCluster(t macro.Tree, host, node string) []op {
 func has(t macro.Tree, path string) bool { _, ok := t.Get(path); return ok }
 
 func leaveCluster(ctx context.Context, s *session, _ []string) error {
+	if asked(s.tree) {
+		if err := s.apply(planTakeBack(s.tree.Snapshot(), append(addresses(s.tree), symlinktree.UUIDPath))); err != nil {
+			return err
+		}
+		s.done("the request to join a cluster is taken back\n")
+		return nil
+	}
 	if err := checkLeaveCluster(s.tree, s.host, s.forced()); err != nil {
 		return err
 	}

@@ -94,7 +94,10 @@ func named(err error, command, res, host string) error {
 func hintOf(err error) string {
 	var r *Refusal
 	var u *usageError
+	var j *joinError
 	switch {
+	case errors.As(err, &j):
+		return j.hint
 	case errors.As(err, &r):
 		return r.Hint
 	case errors.As(err, &u):

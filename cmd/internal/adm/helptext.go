@@ -8,9 +8,9 @@ type detail struct{ about, example string }
 var details = map[string]detail{
 	"create-cluster": {"Needs an empty, mounted root. Makes the cluster secret if there is none; copy that to every node that shall join. marsd is started afterwards.",
 		"marsadm create-cluster --ip=10.0.0.1"},
-	"join-cluster": {"Needs the secret of PEER's cluster, an empty root and a running marsd, which fetches the tree of PEER. With --no-wait the request is only written, and carried out when marsd starts.",
+	"join-cluster": {"Needs the secret of PEER's cluster, an empty root and a running marsd, which fetches the tree of PEER. With --no-wait the request is only written, and carried out when marsd starts. One that has not come about (wrong address, wrong peer) can be made again with the right words, or taken back: leave-cluster.",
 		"marsadm join-cluster hosta 10.0.0.1 --ip=10.0.0.2"},
-	"leave-cluster": {"Refused as long as this node stores resources. --host=NAME --force takes out a node that is gone for good. marsd may be stopped afterwards.",
+	"leave-cluster": {"Refused as long as this node stores resources. A join-cluster that has not come about is taken back. --host=NAME --force takes out a node that is gone for good. marsd may be stopped afterwards.",
 		"marsadm leave-cluster"},
 	"merge-cluster": {"marsd looks at the cluster of PEER first: no host and no resource may have the same name in both. Then the trees flow together; the newer uuid wins, and nodes that are down now are admitted when they come back. Run it on one node of one cluster. --backup-dir=DIR keeps the links of before.",
 		"marsadm merge-cluster hostx 10.0.1.1 --backup-dir=/root"},
