@@ -8,6 +8,7 @@ import (
 	"math"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"mars/logfile"
 )
@@ -20,6 +21,8 @@ type replayer struct {
 	busy   sync.Mutex
 	reader *logfile.Reader // of the log at the end of the index; guarded by busy
 	name   logfile.Name
+	young  *young       // the record that reader has read last, if it is not old enough; guarded by busy
+	delay  atomic.Int64 // nanoseconds; how old records must be
 	torn   atomic.Int64 // the durable length that cuts a record, else 0
 
 	mu     sync.Mutex
@@ -28,6 +31,15 @@ type replayer struct {
 	cancel context.CancelFunc
 	poked  bool
 }
+
+// young is a record that has been read too early.
+type young struct {
+	rec logfile.Record // without its data
+	x   extent
+}
+
+// errYoung: the next record is not old enough.
+var errYoung = errors.New("the next record is not old enough")
 
 // maxPortion is how many records are read between looks at the switch.
 const maxPortion = 512
@@ -98,8 +110,25 @@ func (r *replayer) close() {
 func (r *replayer) drop() {
 	if r.reader != nil {
 		r.reader.Close()
-		r.reader = nil
+		r.reader, r.young = nil, nil
 	}
+}
+
+// SetReplayDelay makes replay leave alone what is younger than d. The repair of a dirty zone
+// does not wait. 0: replay takes what there is.
+func (e *Engine) SetReplayDelay(d time.Duration) {
+	if e.replay.delay.Swap(int64(d)) != int64(d) {
+		e.replay.wake()
+	}
+}
+
+// tooYoung is how long a record has still to wait.
+func (e *Engine) tooYoung(rec *logfile.Record) time.Duration {
+	d := time.Duration(e.replay.delay.Load())
+	if d == 0 || !e.repaired() {
+		return 0
+	}
+	return rec.Stamp.Add(d).Sub(e.cfg.Now())
 }
 
 // Follow lets the engine look at log again: it clears a replay error. log must be
@@ -313,6 +342,10 @@ func (e *Engine) replayUpTo(nap context.Context, limit, durable int64, sealed bo
 			return 0
 		case nap.Err() != nil:
 			return 0
+		case errors.Is(err, errYoung):
+			e.replayGoesOn()
+			e.wait(nap, min(e.replayWait(), maxYoungWait))
+			continue
 		case errors.As(err, &cut) && !sealed && limit == durable:
 			e.replayGoesOn()
 			return durable
@@ -332,7 +365,7 @@ func (e *Engine) ingest(ctx context.Context, limit int64, opt logfile.ReaderOpti
 	if limit <= pos.Offset {
 		return io.EOF
 	}
-	if r.reader == nil || r.name != pos.Log || r.reader.Offset() != pos.Offset {
+	if r.reader == nil || r.name != pos.Log || r.young == nil && r.reader.Offset() != pos.Offset || r.young != nil && r.young.rec.Offset != pos.Offset {
 		r.drop()
 		opt.Start, opt.End, opt.MaxPos = pos.Offset, limit, e.Size()
 		rd, err := e.chain.NewReader(pos.Log, opt)
@@ -344,13 +377,25 @@ func (e *Engine) ingest(ctx context.Context, limit int64, opt logfile.ReaderOpti
 	r.reader.Extend(limit)
 	e.idx.touch()
 	wake := false
+	if y := r.young; y != nil {
+		if e.tooYoung(&y.rec) > 0 {
+			return errYoung
+		}
+		r.young = nil
+		wake = e.take(&y.rec, y.x)
+	}
 	for range e.portion() {
 		rec, err := r.reader.Next(ctx)
 		if err == nil {
 			var x extent
 			if x, err = e.recordExtent(rec, pos.Log); err == nil {
-				wake = e.take(rec, x) || wake
-				continue
+				if e.tooYoung(rec) <= 0 {
+					wake = e.take(rec, x) || wake
+					continue
+				}
+				r.young = &young{*rec, x}
+				r.young.rec.Data = nil
+				err = errYoung
 			}
 		}
 		if wake {
@@ -364,6 +409,20 @@ func (e *Engine) ingest(ctx context.Context, limit int64, opt logfile.ReaderOpti
 		e.wb.wake()
 	}
 	return nil
+}
+
+// maxYoungWait bounds the wait for a record to grow old: clocks can be set.
+const maxYoungWait = 10 * time.Second
+
+// replayWait is how long the next record has still to wait.
+func (e *Engine) replayWait() time.Duration {
+	r := &e.replay
+	r.busy.Lock()
+	defer r.busy.Unlock()
+	if r.young == nil {
+		return 0
+	}
+	return max(0, e.tooYoung(&r.young.rec))
 }
 
 // take puts a record into the index.
