@@ -197,10 +197,15 @@ func (w *worker) needed() (list []logfile.Name) {
 	return list
 }
 
-// recheck looks at a copy that seems to be shorter than what was fetched. What somebody has cut off it is
+// recheck looks at a copy that seems to be missing or shorter than what was fetched. What somebody has cut off it is
 // fetched again: a subscription of that log begins anew at its end.
 func (w *worker) recheck(chain *logfile.Chain, name logfile.Name) (changed bool) {
 	changed, err := chain.Recheck(name)
+	if w.fetch != nil && w.fetch.what.Log == name && err == nil {
+		// The chain may have noticed before.
+		_, serr := chain.Size(name)
+		changed = changed || errors.Is(serr, fs.ErrNotExist)
+	}
 	switch {
 	case err != nil:
 		w.log.Error("cannot look at a copy of a logfile", keyLog, name.String(), keyErr, err)
