@@ -56,7 +56,7 @@ var globalOptions = []option{
 	{name: "check-rest", arity: oneValue, value: "WARN:CRIT", help: "check: bytes of log that may wait for replay (1G:10G)"},
 	{name: "check-silent", arity: oneValue, value: "WARN:CRIT", help: "check: seconds without news of a host (60:300)"},
 	{name: "check-used", arity: oneValue, value: "WARN:CRIT", help: "check: fill level of the tree's filesystem in percent (70:85)"},
-	{name: "check-free", arity: oneValue, value: "WARN:CRIT", help: "check: bytes left there (8G:4G)"},
+	{name: "check-free", arity: oneValue, value: "WARN:CRIT", help: "check: bytes left there (8G:4G, at most 10%:5% of it)"},
 	{name: "watch", arity: optionalValue, value: "SECONDS", help: "view: show it again and again (2)"},
 	{name: "help", arity: noValue, help: "help for a command (-h)"},
 	{name: "version", arity: noValue, help: "version of this program"},

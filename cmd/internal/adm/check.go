@@ -3,6 +3,7 @@ package adm
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -43,11 +44,24 @@ type checkLimits struct {
 	silent limits // seconds without news of a host
 	used   limits // percent of the tree's filesystem
 	free   limits // bytes left there; from warn (crit) down
+	// freePart bounds the default of free: percent of the filesystem. A small one is not
+	// in danger because it is small.
+	freePart limits
 }
 
 func defaultLimits() checkLimits {
 	return checkLimits{lag: limits{300, 3600}, rest: limits{1 << 30, 10 << 30}, silent: limits{60, 300},
-		used: limits{70, 85}, free: limits{8 << 30, 4 << 30}}
+		used: limits{70, 85}, free: limits{8 << 30, 4 << 30}, freePart: limits{10, 5}}
+}
+
+// freeOf is the limit of what is left of total bytes: what was asked for, by default the
+// smaller one of bytes and percent.
+func (l checkLimits) freeOf(total float64) limits {
+	if l.free != defaultLimits().free {
+		return l.free
+	}
+	part := func(percent float64) float64 { return math.Floor(percent / 100 * total) }
+	return limits{min(l.free.warn, part(l.freePart.warn)), min(l.free.crit, part(l.freePart.crit))}
 }
 
 // limitsFlag is an option WARN:CRIT.
@@ -166,11 +180,7 @@ func (k *checker) node(n *macro.NodeReport) {
 		k.add(min(sevCritical, severity(n.Emergency)), "", "emergency level %d: the filesystem of the tree is filling up", n.Emergency)
 	}
 	if n.RestSpace != nil && n.TotalSpace != nil && *n.TotalSpace > 0 {
-		used := 100 * (1 - float64(*n.RestSpace)/float64(*n.TotalSpace))
-		k.add(k.limits.used.rising(used), "", "the filesystem of the tree is %.0f %% full", used)
-		k.add(k.limits.free.falling(float64(*n.RestSpace)), "", "%s left in the filesystem of the tree", macro.HumanNumber(float64(*n.RestSpace)))
-		k.measure("space_used", used, "%", &k.limits.used)
-		k.measure("space_free", float64(*n.RestSpace), "B", &k.limits.free)
+		k.space(float64(*n.RestSpace), float64(*n.TotalSpace))
 	}
 	for _, m := range n.Messages {
 		k.message("", m)
@@ -178,6 +188,23 @@ func (k *checker) node(n *macro.NodeReport) {
 	for _, b := range n.Broken {
 		k.add(sevWarning, "", "broken link %s", b.Error)
 	}
+}
+
+// space judges what is left of the filesystem of the tree. The links count whole GiB: what is
+// lost by that may be there, which matters where there are few. How full a small one is
+// tells the emergency level.
+func (k *checker) space(rest, total float64) {
+	const unit, coarse = 1 << 30, 20 << 30
+	likely := rest
+	if total < coarse {
+		likely = min(total, rest+unit)
+	}
+	used := 100 * (1 - likely/total)
+	free := k.limits.freeOf(total)
+	k.add(k.limits.used.rising(used), "", "the filesystem of the tree is %.0f %% full", used)
+	k.add(free.falling(likely), "", "%s left in the filesystem of the tree", macro.HumanNumber(likely))
+	k.measure("space_used", used, "%", &k.limits.used)
+	k.measure("space_free", likely, "B", &free)
 }
 
 func (k *checker) message(res string, m macro.MessageReport) {

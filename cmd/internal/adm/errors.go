@@ -30,7 +30,12 @@ type Refusal struct {
 	Hint                    string // what to do next
 }
 
-func (e *Refusal) Error() string { return e.about() + ": " + e.Reason }
+func (e *Refusal) Error() string {
+	if about := e.about(); about != "" {
+		return about + ": " + e.Reason
+	}
+	return e.Reason
+}
 
 // about is "COMMAND RESOURCE on HOST", as far as known.
 func (e *Refusal) about() string {
@@ -84,7 +89,8 @@ func named(err error, command, res, host string) error {
 	var u *usageError
 	var t *timeoutError
 	var v verdict
-	if err == nil || errors.As(err, &v) || errors.As(err, &u) || errors.As(err, &t) || errors.Is(err, context.Canceled) {
+	var f failures // named one by one
+	if err == nil || errors.As(err, &f) || errors.As(err, &v) || errors.As(err, &u) || errors.As(err, &t) || errors.Is(err, context.Canceled) {
 		return err
 	}
 	about := (&Refusal{Command: command, Resource: res, Host: host}).about()

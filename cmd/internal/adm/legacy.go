@@ -167,7 +167,7 @@ func catVerb(_ context.Context, s *session, args []string) error {
 		} else {
 			var data []byte
 			if data, err = os.ReadFile(path); err != nil {
-				errs = append(errs, refuse("", "%v", err))
+				errs = append(errs, named(refuse("", "%v", err), "cat", "", ""))
 				continue
 			}
 			text = string(data)

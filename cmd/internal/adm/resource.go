@@ -160,13 +160,21 @@ func checkCreate(t macro.Tree, in createInput, size int64) error {
 	case in.force:
 		return nil
 	}
+	if err := checkNew(t, r); err != nil {
+		return err
+	}
+	return checkLeftovers(t, r, h, in.logs, 0)
+}
+
+// checkNew refuses to make a resource that has members.
+func checkNew(t macro.Tree, r symlinktree.Resource) error {
 	for _, m := range macro.Peers(t, string(r)) {
 		if has(t, r.ReplayPath(m)) {
 			return refuse(fmt.Sprintf("marsadm join-resource %s DISK makes this node a further member", r), "it exists already: members %s",
 				words(macro.Members(t, string(r))))
 		}
 	}
-	return checkLeftovers(t, r, h, in.logs, 0)
+	return nil
 }
 
 // checkDiskUse refuses a disk or a device name that another resource of the host has.
@@ -215,7 +223,12 @@ func createResource(_ context.Context, j *job) error {
 		return err
 	}
 	in := createInput{res: j.r, host: j.host, diskArgs: a, logs: j.logs(j.r), force: j.forced()}
-	// What can be refused without touching the disk comes first.
+	// What can be refused without touching the disk comes first; an existing resource uses its disk.
+	if !j.forced() {
+		if err := checkNew(j.tree, j.r); err != nil {
+			return err
+		}
+	}
 	if err := checkDiskUse(j.tree, j.r, j.host, a); err != nil {
 		return err
 	}
