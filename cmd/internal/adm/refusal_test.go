@@ -3,157 +3,45 @@ package adm
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-// situation is one column of the refusal matrix: a node in a state.
-type situation struct {
-	name, node string
-	use        string // of testdata/base
-	put        string
-	daemon     string // rules; "-" for no daemon
-}
-
-// obedient are the rules of a marsd on both hosts that does what it is told.
-const obedient = `resource-r0/primary=(none) => resource-r0/actual-hosta/is-primary=0
-resource-r0/primary=(none) => resource-r0/actual-hosta/if-on=0
-resource-r0/primary=hostb => resource-r0/actual-hostb/is-primary=1
-resource-r0/primary=hostb => resource-r0/actual-hostb/if-on=1
-resource-r0/todo-hosta/attach=0 => resource-r0/actual-hosta/is-attached=0
-resource-r0/todo-hosta/attach=0 => resource-r0/actual-hosta/if-on=0
-resource-r0/todo-hosta/attach=0 => resource-r0/actual-hosta/is-replaying=0
-resource-r0/todo-hosta/sync=0 => resource-r0/actual-hosta/is-syncing=0
-resource-r0/todo-hostb/attach=1 => resource-r0/actual-hostb/is-attached=1
-resource-r0/todo-hostb/attach=0 => resource-r0/actual-hostb/is-attached=0
-resource-r0/todo-hostb/attach=0 => resource-r0/actual-hostb/is-replaying=0
-resource-r0/todo-hostb/attach=0 => resource-r0/actual-hostb/is-syncing=0
-resource-r0/todo-hostb/allow-replay=0 => resource-r0/actual-hostb/is-replaying=0
-resource-r0/todo-hostb/sync=0 => resource-r0/actual-hostb/is-syncing=0
-resource-r0/todo-hostb/connect=0 => resource-r0/actual-hostb/is-copying=0
-`
-
-const switchedOff = `resource-r0/todo-hostb/attach -> 0
-resource-r0/todo-hostb/connect -> 0
-resource-r0/todo-hostb/sync -> 0
-resource-r0/todo-hostb/allow-replay -> 0
-resource-r0/actual-hostb/is-attached -> 0
-resource-r0/actual-hostb/is-replaying -> 0
-`
-
-// situations are the columns, from left to right.
-var situations = []situation{
-	{name: "no cluster", node: "hosta", daemon: "-"},
-	{name: "not joined", node: "hostc", use: "pair", put: "ips/ip-hostc -> 10.9.0.3", daemon: obedient},
-	{name: "secondary", node: "hostb", use: "pair", daemon: obedient},
-	{name: "syncing", node: "hostb", use: "pair", put: "resource-r0/syncstatus-hostb -> 4096\nresource-r0/actual-hostb/is-syncing -> 1", daemon: obedient},
-	{name: "primary idle", node: "hosta", use: "pair", daemon: obedient},
-	{name: "primary open", node: "hosta", use: "pair", put: "resource-r0/actual-hosta/open-count -> 1", daemon: obedient},
-	{name: "detached", node: "hostb", use: "pair", put: switchedOff, daemon: obedient},
-	{name: "split brain", node: "hostb", use: "pair", daemon: obedient, put: `resource-r0/log-000000002-hostb = 4096
-resource-r0/replay-hosta -> log-000000002-hosta,4096,0
-resource-r0/version-000000002-hosta -> 22222222222222222222222222222222,log-000000002-hosta,4096:11111111111111111111111111111111,log-000000001-hosta,8388608
-resource-r0/replay-hostb -> log-000000002-hostb,4096,0
-resource-r0/version-000000002-hostb -> 33333333333333333333333333333333,log-000000002-hostb,4096:11111111111111111111111111111111,log-000000001-hosta,8388608`},
-	{name: "emergency", node: "hostb", use: "pair", put: "resource-r0/actual-hosta/has-emergency -> 1", daemon: obedient},
-	{name: "cut", node: "hostb", use: "pair", put: "actual-hosta/time -> $NOW-300", daemon: "dead hosta\n" + obedient},
-	{name: "daemon down", node: "hostb", use: "pair", put: "actual-hostb/time -> $NOW-300", daemon: "-"},
-	{name: "damaged log", node: "hosta", use: "pair", daemon: obedient + givenUp, put: `resource-r0/actual-hosta/log-damage -> log-000000001-hosta,4096,8384512
-resource-r0/actual-hosta/is-primary -> 0
-resource-r0/actual-hosta/if-on -> 0
-resource-r0/actual-hosta/replay-code -> -10101`},
-}
-
-// givenUp: marsd ends the own log in front of the damage when it is told to.
-const givenUp = `resource-r0/todo-hosta/give-up=log-000000001-hosta,4096 => resource-r0/actual-hosta/if-on=1
-resource-r0/todo-hosta/give-up=log-000000001-hosta,4096 => resource-r0/actual-hosta/is-primary=1
-`
-
-// matrix says what becomes of every command in every situation: D done, n done
-// without changing anything, R refused without having changed anything, T timed out. Columns are
-// the situations; what the original demands is in reference marsadm.md 6 and
-// symlink-tree.md 7.
-const matrix = `
-create-cluster                     | D R R R R R R R R R R R
-join-cluster hosta 10.9.0.1        | R R R R R R R R R R R R
-leave-cluster                      | R D R R R R R R R R R R
-leave-cluster --force              | R D D D D D D D D D D D
-merge-cluster-check hostz 10.9.0.9 | R R R R R R R R R R R R
-create-uuid                        | D R R R R R R R R R R R
-create-resource r1 $DIR/new        | R D D D D D D D D D D D
-create-resource r0 $DIR/new        | R R R R R R R R R R R R
-join-resource r0 $DIR/new          | R D R R R R R R R R R R
-join-resource r0 $DIR/new --force  | R D D D R R D D R D R R
-leave-resource r0                  | R R R R R R D R R R R R
-leave-resource r0 --force          | R n D D D D D D D D D D
-delete-resource r0                 | R R R R R R R R R R R R
-delete-resource r0 --force         | R D D D D D D D D D D D
-activate-guest r0                  | R D R R R R R R R R R R
-deactivate-guest r0                | R R R R R R R R R R R R
-up r0                              | R R n n n n D n n n R n
-down r0                            | R R D D D R D D D D D D
-attach r0                          | R R n n n n D n n n R n
-detach r0                          | R R D D D R D D D D D D
-detach r0 --force                  | R R D D D D D D D D D D
-connect r0                         | R R n n n n D n n n n n
-disconnect r0                      | R R D D D D D D D D D D
-pause-fetch r0                     | R R D D D D D D D D D D
-resume-fetch r0                    | R R n n n n D n n n n n
-pause-replay r0                    | R R D D D D D D D D D D
-resume-replay r0                   | R R n n n n D n n n n n
-pause-sync r0                      | R R D D D D D D D D D D
-resume-sync r0                     | R R n n n n D n R n n n
-pause-sync-global r0               | R R D D D D D D D D D D
-primary r0                         | R R D R D D R R D R R R
-primary r0 --ignore-sync           | R R D R D D R R D R R R
-primary r0 --force                 | R R R R R R R R R R R D
-secondary r0                       | R R D D D R D D D D D D
-secondary r0 --force               | R R D D D D D D D D D D
-invalidate r0                      | R R D D R R D D R R R R
-invalidate r0 --force              | R R D D R R D D R D R R
-fake-sync r0                       | R R D D D D D D D D D D
-set-replay r0 1                    | R R R R R R D R R R R R
-set-replay r0 9 --force            | R R R R R R R R R R R R
-resize r0                          | R R R R R R R R R R R R
-wait-cluster                       | R n n n n n n n n n R n
-wait-umount r0                     | R n n n n T n n n n n n
-cron                               | R D D D D D D D D D D D
-log-rotate r0                      | R R R R D D R R R R R n
-log-delete-all r0                  | R R n n n n n D n n n n
-log-purge-all r0                   | R n n n n n n n n n n n
-err-purge-all r0                   | R n D D D D D D D D D D
-link-purge-all r0                  | R n n n n n n n n n n n
-set-emergency-limit r0 80          | R R D D D D D D D D D D
-get-emergency-limit r0             | R R n n n n n n n n n n
-set-global-sync-limit-value 2      | R D D D D D D D D D D D
-set-connect-pref-list r0 hosta     | R R D D D D D D D D D D
-set-systemd-unit r0 x.service      | R R D D D D D D D D D D
-set-systemd-want r0 hosta          | R R R R R R R R R R R R
-set-link x userspace/a             | R D D D D D D D D D D D
-delete-file userspace/none         | R R R R R R R R R R R R
-view r0                            | R n n n n n n n n n n n
-role r0                            | R n n n n n n n n n n n
-show r0                            | R n n n n n n n n n n n
-show-errors r0                     | R n n n n n n n n n n n
-`
-
 // printMatrix prints what the commands do instead of judging it.
 var printMatrix = flag.Bool("print-matrix", false, "print the refusal matrix as it is")
 
-// matrixRow is one command with its verdicts.
+// matrixRow is what commands that are the same in all situations become: names with
+// commas between them, and words.
 type matrixRow struct{ command, verdicts string }
+
+// commands are the command lines of a row.
+func (r matrixRow) commands() (out [][]string) {
+	words := strings.Fields(r.command)
+	for i, w := range words {
+		if w == `""` {
+			words[i] = ""
+		}
+	}
+	for _, name := range strings.Split(words[0], ",") {
+		out = append(out, append([]string{name}, words[1:]...))
+	}
+	return out
+}
 
 func matrixRows(t testing.TB) []matrixRow {
 	var out []matrixRow
 	for _, line := range strings.Split(strings.TrimSpace(matrix), "\n") {
 		command, verdicts, ok := strings.Cut(line, "|")
 		verdicts = strings.ReplaceAll(verdicts, " ", "")
-		if !ok || len(verdicts) != len(situations) && !*printMatrix {
+		if !*printMatrix && (!ok || len(verdicts) != len(situations)) {
 			t.Fatalf("bad row %q", line)
 		}
 		out = append(out, matrixRow{strings.TrimSpace(command), verdicts})
@@ -161,16 +49,77 @@ func matrixRows(t testing.TB) []matrixRow {
 	return out
 }
 
-// TestRefusalMatrix is V25: every command in every situation.
-func TestRefusalMatrix(t *testing.T) {
-	rows := matrixRows(t)
-	if len(rows)*len(situations) < 400 {
-		t.Errorf("only %d cells", len(rows)*len(situations))
+// TestMatrixIsComplete: no command is left out.
+func TestMatrixIsComplete(t *testing.T) {
+	var runs [][]string
+	for _, row := range matrixRows(t) {
+		runs = append(runs, row.commands()...)
 	}
+	for _, g := range groups() {
+		for _, v := range g.verbs {
+			if !ranIn(runs, v) {
+				t.Errorf("no row for %s", v.name)
+			}
+		}
+	}
+	if len(runs)*len(situations) < 1500 {
+		t.Errorf("only %d cells", len(runs)*len(situations))
+	}
+}
+
+// matrixDiffs is where the changes of the D cells are: for each row "== COMMAND", then
+// "SITUATION, SITUATION:" and what changes in these.
+const matrixDiffs = "testdata/matrix.txt"
+
+// readDiffs reads that file: command, situation, changes.
+func readDiffs(t testing.TB) map[[2]string]string {
+	_, parts := readParts(t, matrixDiffs)
+	out := map[[2]string]string{}
+	for _, p := range parts {
+		for _, block := range strings.Split(p.body, "\n\n") {
+			names, diff, _ := strings.Cut(block, ":\n")
+			for _, name := range strings.Split(names, ", ") {
+				out[[2]string{p.head, name}] = diff
+			}
+		}
+	}
+	return out
+}
+
+func writeDiffs(t testing.TB, rows []matrixRow, diffs map[[2]string]string) {
+	b := "What changes in the D cells of the refusal matrix (matrix_test.go); go test -run RefusalMatrix -update writes it.\n"
+	for _, row := range rows {
+		var order []string
+		where := map[string][]string{}
+		for _, s := range situations {
+			if d := diffs[[2]string{row.command, s.name}]; d != "" {
+				if where[d] == nil {
+					order = append(order, d)
+				}
+				where[d] = append(where[d], s.name)
+			}
+		}
+		for i, d := range order {
+			if i == 0 {
+				b += "== " + row.command + "\n"
+			} else {
+				b += "\n"
+			}
+			b += strings.Join(where[d], ", ") + ":\n" + d + "\n"
+		}
+	}
+	must(t, os.WriteFile(matrixDiffs, []byte(b), 0o644))
+}
+
+// TestRefusalMatrix is V25: every command in every situation, with what it changes.
+func TestRefusalMatrix(t *testing.T) {
+	rows, want := matrixRows(t), readDiffs(t)
 	got := make([][]byte, len(rows))
 	for y := range rows {
 		got[y] = []byte(strings.Repeat("?", len(situations)))
 	}
+	var mu sync.Mutex
+	diffs := map[[2]string]string{}
 	t.Run("cells", func(t *testing.T) {
 		for x, s := range situations {
 			t.Run(strings.ReplaceAll(s.name, " ", "-"), func(t *testing.T) {
@@ -178,27 +127,49 @@ func TestRefusalMatrix(t *testing.T) {
 					t.Skip("every third situation is enough for the race detector")
 				}
 				t.Parallel()
-				c := &column{s: s, r: newRig(t, s.node)}
-				if s.use != "" {
-					c.r.use(s.use)
-				}
-				c.r.put("$DIR/new = 67108864\n" + s.put)
-				c.begin()
+				c := newColumn(t, s)
 				defer c.end()
 				for y, row := range rows {
-					verdict, why := c.cell(t, row.command)
-					got[y][x] = verdict
-					if want := (row.verdicts + strings.Repeat("?", 20))[x]; verdict != want && !*printMatrix {
-						t.Errorf("%s: %c, want %c\n%s", row.command, verdict, want, why)
+					for i, command := range row.commands() {
+						verdict, diff, why := c.cell(t, command)
+						if *printMatrix {
+							if i > 0 && got[y][x] != verdict {
+								t.Errorf("%s: %c, %s: %c", row.command, got[y][x], command, verdict)
+							}
+							got[y][x] = verdict
+							continue
+						}
+						if want := row.verdicts[x]; verdict != want {
+							t.Errorf("%s: %c, want %c\n%s\n%s", command, verdict, want, why, diff)
+						}
+						at := [2]string{row.command, s.name}
+						if *update && i == 0 && verdict == 'D' {
+							mu.Lock()
+							diffs[at] = diff
+							mu.Unlock()
+						} else if !*update && verdict == 'D' && diff != want[at] {
+							t.Errorf("%s changes\n%s\nwant\n%s", command, diff, want[at])
+						}
 					}
 				}
 			})
 		}
 	})
-	if *printMatrix {
-		for y, row := range rows {
-			fmt.Fprintf(os.Stderr, "%-32s | %s\n", row.command, strings.Join(strings.Split(string(got[y]), ""), " "))
+	for y, row := range rows {
+		if *printMatrix {
+			fmt.Fprintf(os.Stderr, "%-40s | %s\n", row.command, strings.Join(strings.Split(string(got[y]), ""), " "))
 		}
+		for x, s := range situations {
+			if *printMatrix {
+				break
+			}
+			if _, listed := want[[2]string{row.command, s.name}]; listed && row.verdicts[x] != 'D' && !*update {
+				t.Errorf("%s has changes for %s in %q, which changes nothing", matrixDiffs, row.command, s.name)
+			}
+		}
+	}
+	if *update && !raceEnabled && !t.Failed() {
+		writeDiffs(t, rows, diffs)
 	}
 }
 
@@ -208,6 +179,24 @@ type column struct {
 	r     *rig
 	d     *daemon
 	start map[string]entry
+}
+
+func newColumn(t *testing.T, s situation) *column {
+	c := &column{s: s, r: newRig(t, s.node)}
+	if s.use != "" {
+		c.r.use(s.use)
+	}
+	c.r.put("$DIR/new = 67108864\n$DIR/log-000000001-hosta = 0\n" + s.put)
+	if s.units {
+		must(t, os.Mkdir(filepath.Join(c.r.dir, "units"), 0o755))
+		c.r.script("systemctl", "exit 0")
+		c.r.vars["SYSTEMD_TARGET_DIR"] = filepath.Join(c.r.dir, "units")
+		c.r.vars["SYSTEMCTL"] = filepath.Join(c.r.dir, "systemctl")
+		c.r.vars["MARS_PATH"] = filepath.Join(c.r.dir, "etc")
+		c.r.vars["ETC_MARSADM"] = filepath.Join(c.r.dir, "etc")
+	}
+	c.begin()
+	return c
 }
 
 func (c *column) begin() {
@@ -263,34 +252,59 @@ func (c *column) end() {
 }
 
 // cell runs one command and classifies the outcome.
-func (c *column) cell(t *testing.T, command string) (verdict byte, why string) {
+func (c *column) cell(t *testing.T, command []string) (verdict byte, diff, why string) {
 	t.Helper()
-	before := c.r.state()
-	args := append([]string{"--timeout=2"}, strings.Fields(command)...)
-	if c.s.daemon == "-" {
-		args[0] = "--timeout=0.2" // marsd will not come
+	timeout := "--timeout=2"
+	if c.s.daemon == "-" || command[0] == "wait-resource" || command[0] == "wait-umount" {
+		timeout = "--timeout=0.2" // marsd will not come, or it is so or not
 	}
-	res := c.r.run(args...)
-	c.r.settle()
-	diff := withoutBeacons(before, c.r.state())
-	why = fmt.Sprintf("exit %d\n%s%s%s", res.code, res.out, res.err, diff)
-	if diff != "" {
+	res := c.r.run(append([]string{timeout}, command...)...)
+	if diff = withoutBeacons(maps.Clone(c.start), c.r.state()); diff != "" {
+		c.r.settle()
+		diff = withoutBeacons(maps.Clone(c.start), c.r.state())
 		c.undo()
 	}
+	changed := diff
+	diff = ofNow.ReplaceAllString(c.r.shrink(c.ofCommand(diff)), "$$NOW")
+	why = fmt.Sprintf("exit %d\n%s%s", res.code, res.out, res.err)
 	switch {
-	case res.code == ExitDone && diff == "":
-		return 'n', why
+	case command[0] == "check" && changed == "":
+		return '0' + byte(res.code), diff, why
+	case res.code == ExitDone && changed == "":
+		return 'n', diff, why
 	case res.code == ExitDone:
-		return 'D', why
-	case res.code == ExitFailed && diff == "" && strings.Contains(res.err, "ERROR: "):
-		return 'R', why
-	case res.code == ExitTimeout && diff == "":
-		return 'T', why
-	case res.code == ExitUsage:
-		return 'U', why
+		return 'D', diff, why
+	case res.code == ExitFailed && changed == "" && strings.Contains(res.err, "ERROR: "):
+		return 'R', diff, why
+	case res.code == ExitTimeout && changed == "":
+		return 'T', diff, why
 	}
-	return 'X', why // failed half way, or without a word
+	return 'X', diff, why // failed half way, or without a word
 }
+
+// ofCommand leaves out of a list of changes what the stand-in for marsd answers by its
+// rules: that depends on what it gets to see.
+func (c *column) ofCommand(diff string) string {
+	if c.s.daemon == "-" || diff == "" {
+		return diff
+	}
+	answers := map[string]bool{}
+	rules, _ := parseRules(c.r.t, c.s.daemon)
+	for _, u := range rules {
+		answers[u.thenPath] = true
+	}
+	var out []string
+	for _, line := range strings.Split(diff, "\n") {
+		path, _, _ := strings.Cut(line[2:], " ")
+		if line[0] == 'x' || !answers[path] {
+			out = append(out, line)
+		}
+	}
+	return strings.Join(out, "\n")
+}
+
+// ofNow are stamps of the present; how many there have been before differs.
+var ofNow = regexp.MustCompile(fmt.Sprintf(`\b%d\.\d{9}\b`, base.Unix()))
 
 // withoutBeacons are the changes of a tree without signs of life.
 func withoutBeacons(before, after map[string]entry) string {

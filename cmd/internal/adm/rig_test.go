@@ -338,12 +338,15 @@ func (r *rig) startDaemon(text string) *daemon {
 	d := new(daemon)
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		for {
-			_, _ = tree.Rescan()
+		for quiet := r.quiet(); ; {
 			acted := false
+			if !quiet() {
+				_, _ = tree.Rescan()
+			}
 			for _, u := range rules {
 				v, _ := tree.Get(u.ifPath)
-				if now, _ := tree.Get(u.thenPath); v == u.ifValue && now != u.thenValue {
+				// Nothing that a member left is written again, as marsd does not.
+				if now, _ := tree.Entry(u.thenPath); v == u.ifValue && now.Value != u.thenValue && now.Value != symlinktree.Deleted {
 					_ = tree.Set(u.thenPath, u.thenValue)
 					acted = true
 				}
@@ -372,6 +375,34 @@ func (r *rig) startDaemon(text string) *daemon {
 	r.daemon = d
 	r.t.Cleanup(d.stop)
 	return d
+}
+
+// quiet returns a cheap question: whether no directory below the root has changed
+// since it was asked last. Links are only ever renamed into place. The clock of the
+// filesystem is coarse: what has changed a moment ago may have changed again.
+func (r *rig) quiet() func() bool {
+	const coarse = 25 * time.Millisecond
+	seen := map[string]time.Time{}
+	return func() bool {
+		quiet := len(seen) > 0
+		for dir, was := range seen {
+			st, err := os.Stat(dir)
+			quiet = quiet && err == nil && st.ModTime().Equal(was) && time.Since(was) > coarse
+		}
+		if quiet {
+			return true
+		}
+		clear(seen)
+		_ = filepath.WalkDir(r.root, func(path string, d os.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				if st, err := os.Stat(path); err == nil {
+					seen[path] = st.ModTime()
+				}
+			}
+			return nil
+		})
+		return false
+	}
 }
 
 func hasLink(t *symlinktree.Tree, path string) bool { _, ok := t.Get(path); return ok }
