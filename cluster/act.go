@@ -85,6 +85,7 @@ func (w *worker) attach(ctx context.Context) (func(), error) {
 		return nil, err
 	}
 	w.n.put(w.r.ActSizePath(w.n.cfg.Node), fmt.Sprint(disk.Size()))
+	w.sayWhere()
 	chain, err := logfile.OpenChain(w.n.cfg.FS, w.dir())
 	if err != nil {
 		return nil, errors.Join(err, disk.Close())

@@ -10,6 +10,7 @@ import (
 
 	"mars/device"
 	"mars/device/nbd"
+	"mars/symlinktree"
 	"mars/transport"
 )
 
@@ -32,6 +33,7 @@ type Exported interface {
 
 func (n *Node) openExports() error {
 	n.exports = &exports{dir: n.cfg.NBDDir, server: nbd.NewServer(nbd.Config{Log: n.log}), replace: n.cfg.OpenExport}
+	n.removeStaleSockets()
 	if n.cfg.NBDTCP == "" {
 		return nil
 	}
@@ -52,6 +54,26 @@ func (n *Node) openExports() error {
 		}
 	})
 	return nil
+}
+
+// removeStaleSockets removes what a marsd that was killed has left: a client shall not take it for a
+// device. A failure matters only when the device is to appear, and is reported then.
+func (n *Node) removeStaleSockets() {
+	for _, r := range symlinktree.Resources(n.tree.Snapshot()) {
+		switch removed, err := device.RemoveStale(n.cfg.NBDDir, string(r)); {
+		case err != nil:
+			n.log.Warn("socket of an earlier time", keyResource, string(r), keyErr, err)
+		case removed:
+			n.log.Info("removed the socket that a killed marsd has left", keyPath, device.SocketPath(n.cfg.NBDDir, string(r)))
+		}
+	}
+}
+
+// sayWhere publishes where the device is, or will be while this node is primary.
+func (w *worker) sayWhere() {
+	if x := w.n.exports; x != nil && x.replace == nil {
+		w.n.put(w.r.ActualPath(w.n.cfg.Node, symlinktree.NBDSocketLink), device.SocketPath(x.dir, string(w.r)))
+	}
 }
 
 // nbdTLS is what the NBD port asks of its clients, nil for nothing.

@@ -54,7 +54,7 @@ func OpenExport(cfg ExportConfig) (*Export, error) {
 	}
 	x := &Export{
 		name:   cfg.Resource,
-		path:   filepath.Join(cfg.Dir, cfg.Resource+".sock"),
+		path:   SocketPath(cfg.Dir, cfg.Resource),
 		server: cfg.Server,
 		served: make(chan struct{}),
 	}
@@ -88,28 +88,27 @@ func OpenExport(cfg ExportConfig) (*Export, error) {
 	return x, nil
 }
 
+// SocketPath is where the export of a resource is served while it exists.
+func SocketPath(dir, resource string) string { return filepath.Join(dir, resource+".sock") }
+
+// RemoveStale removes the socket of a resource that a killed owner has left: until the
+// export is opened again it looks like a device. One that somebody serves stays.
+func RemoveStale(dir, resource string) (removed bool, err error) {
+	path := SocketPath(dir, resource)
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err := freeSocket(path); err != nil {
+		return false, err
+	}
+	return true, nil
+}
+
 var sockets atomic.Uint32 // numbers temporary socket names
 
 // listenUnix listens on path, with mode 0600 from the first moment on.
 func listenUnix(path string) (*net.UnixListener, error) {
-	st, err := os.Lstat(path)
-	switch {
-	case err == nil && st.Mode()&fs.ModeSocket == 0:
-		return nil, fmt.Errorf("%s exists and is not a socket; remove it or use another --nbd-dir", path)
-	case err == nil:
-		c, err := net.DialTimeout("unix", path, time.Second)
-		if err == nil {
-			c.Close()
-			return nil, fmt.Errorf("socket %s: %w by a running server", path, ErrInUse)
-		}
-		// Only this says that nobody listens; a full backlog does not.
-		if !errors.Is(err, syscall.ECONNREFUSED) {
-			return nil, fmt.Errorf("socket %s: %w: its owner does not answer: %v", path, ErrInUse, err)
-		}
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("remove stale socket: %w", err)
-		}
-	case !errors.Is(err, fs.ErrNotExist):
+	if err := freeSocket(path); err != nil {
 		return nil, err
 	}
 	// Bound under a name that nobody looks for, so that a client never meets a
@@ -131,6 +130,32 @@ func listenUnix(path string) (*net.UnixListener, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+// freeSocket makes sure that path is free: the socket of a dead owner is removed.
+func freeSocket(path string) error {
+	st, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case st.Mode()&fs.ModeSocket == 0:
+		return fmt.Errorf("%s exists and is not a socket; remove it or use another --nbd-dir", path)
+	}
+	c, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		c.Close()
+		return fmt.Errorf("socket %s: %w by a running server", path, ErrInUse)
+	}
+	// Only this says that nobody listens; a full backlog does not.
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("socket %s: %w: its owner does not answer: %v", path, ErrInUse, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove stale socket: %w", err)
+	}
+	return nil
 }
 
 // Path is the socket.

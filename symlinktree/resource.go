@@ -27,6 +27,10 @@ const LogDamage = "log-damage"
 // end of its own logs since it started.
 const LogRecovered = "log-recovered"
 
+// NBDSocketLink is the link in actual-H that names the unix socket of the device. The
+// socket is there while if-on is 1.
+const NBDSocketLink = "nbd-socket"
+
 // Special values.
 const (
 	NoHost  = "(none)" // value of primary when nobody is designated

@@ -358,7 +358,7 @@ func (x *explainer) role() bool {
 		others := without(r.ActualPrimaries, r.Host)
 		x.because(primary, "the others to give up the device", x.at(others[0], x.cmd("secondary")), "there is another primary, %s: somebody used --force", words(others))
 	case "RemainsPrimary":
-		x.because(x.actual("open-count"), "the device to be closed", x.at(r.Host, "umount "+orDevice(r.Device)),
+		x.because(x.actual("open-count"), "the device to be closed", x.at(r.Host, closing(r.Device)),
 			"it shall not be primary any more (designated is %s), but its device is open %d times", designatedOf(r), r.Device.OpenCount)
 	case "NotYetPrimary":
 		switch others := without(r.ActualPrimaries, r.Host); {
@@ -387,7 +387,7 @@ func (x *explainer) stillPrimary(other string) {
 			"it shall be primary, but %s still is", other)
 		return
 	}
-	x.because(link, other+" to close its device", x.at(other, "umount "+orDevice(x.r.Device)), "it shall be primary, but the device is still in use on %s", other)
+	x.because(link, other+" to close its device", x.at(other, closing(x.c.Report(other).Device)), "it shall be primary, but the device is still in use on %s", other)
 }
 
 func (x *explainer) emergency() bool {
@@ -570,6 +570,14 @@ func designatedOf(r *macro.Report) string {
 		return symlinktree.NoHost
 	}
 	return *r.DesignatedPrimary
+}
+
+// closing is the command to end the use of a device, or to see who uses it.
+func closing(d macro.DeviceReport) string {
+	if d.MountPoint == "" && d.Socket != nil {
+		return "ss -xp src " + *d.Socket
+	}
+	return "umount " + orDevice(d)
 }
 
 func orDevice(d macro.DeviceReport) string {

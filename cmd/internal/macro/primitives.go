@@ -105,7 +105,12 @@ func stateMacros() []Macro {
 		perHost("get-device", "the device name", func(c *Context, h string) string { return c.device(h) }),
 		perHost("disk-present", "the backing disk is there", func(c *Context, h string) string { return c.diskPresent(h) }),
 		perHost("disk-error", "last error of the disk", func(c *Context, h string) string { return c.val(c.actual(h, "disk-error")) }),
-		perHost("device-present", "the device is there", func(c *Context, h string) string { return c.val(c.actual(h, "if-on")) }),
+		perHost("device-present", "the device is there", func(c *Context, h string) string {
+			if c.killed(h) {
+				return "0"
+			}
+			return c.val(c.actual(h, "if-on"))
+		}),
 		perHost("device-opened", "clients of the device", func(c *Context, h string) string { return itoa(c.num(c.actual(h, "open-count"))) }),
 		perHost("device-nrflying", "requests in flight", func(c *Context, h string) string { return itoa(c.num(c.actual(h, "if-flying"))) }),
 		perHost("device-error", "error state of the device", func(c *Context, h string) string { return itoa(c.num(c.actual(h, "if-state"))) }),

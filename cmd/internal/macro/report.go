@@ -59,6 +59,7 @@ type DiskReport struct {
 // DeviceReport is about the device that applications use.
 type DeviceReport struct {
 	Path          string   `json:"path"`
+	Socket        *string  `json:"nbd_socket"`
 	Present       bool     `json:"present"`
 	OpenCount     int64    `json:"open_count"`
 	InFlight      int64    `json:"in_flight"`
@@ -219,6 +220,9 @@ func (c *Context) reportIO(r *Report, host string) {
 	r.Device = DeviceReport{Path: c.device(host), Present: c.devicePresent(host),
 		OpenCount: c.num(c.actual(host, "open-count")), InFlight: c.num(c.actual(host, "if-flying")),
 		Error: c.num(c.actual(host, "if-state")), Ops: c.opsRate(host, "if"), Rate: c.rate(host, "if")}
+	if s := c.val(c.actual(host, symlinktree.NBDSocketLink)); s != "" {
+		r.Device.Socket = &s
+	}
 	if m, ok := c.mount(host); ok {
 		r.Device.MountPoint = m.Point
 	}

@@ -3,14 +3,30 @@ package macro
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"mars/symlinktree"
 )
 
-// devicePresent: the device of host has appeared.
-func (c *Context) devicePresent(host string) bool { return c.on(c.actual(host, "if-on")) }
+// devicePresent: the device of host has appeared. What a marsd of this machine has said that was
+// killed since is not true any more.
+func (c *Context) devicePresent(host string) bool {
+	return c.on(c.actual(host, "if-on")) && !c.killed(host)
+}
+
+// killed: marsd of this machine serves sockets and gives no sign of life, although it has not said that it stops.
+func (c *Context) killed(host string) bool {
+	if host != c.Node || c.val(c.actual(host, symlinktree.NBDSocketLink)) == "" {
+		return false
+	}
+	age, known := c.aliveAge(host)
+	return !known || age > beatAge
+}
+
+// beatAge is a generous multiple of the second after which marsd gives its next sign of life.
+const beatAge = 5 * time.Second
 
 // diskPresent is 1, 0, or empty when host has no data link. What another machine
 // has cannot be seen from here; its actsize link is its word that it is there.
@@ -248,7 +264,12 @@ func (c *Context) counts() string {
 	return fmt.Sprintf("[%d/%d]", len(Members(c.Tree, c.Res)), len(Hosts(c.Tree)))
 }
 
+// device is the path at which applications find the device: the NBD socket, as marsd says, or
+// what the kernel module makes.
 func (c *Context) device(host string) string {
+	if s := c.val(c.actual(host, symlinktree.NBDSocketLink)); s != "" {
+		return s
+	}
 	if d := c.val(c.r().DevicePath(host)); d != "" {
 		return "/dev/mars/" + d
 	}
