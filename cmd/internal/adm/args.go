@@ -138,6 +138,9 @@ func normalise(argv []string) (normalised, error) {
 			opts = append(opts, "--"+opt.name)
 		}
 	}
+	if len(n.words) > 0 && strings.TrimSpace(n.words[0]) == "" {
+		return normalised{}, &usageError{msg: "the command word is empty", hint: "an unset variable in a script, perhaps; marsadm help lists the commands"}
+	}
 	n = n.finish(opts)
 	if strings.HasPrefix(n.command, "-") {
 		return normalised{}, usage("unknown command %q", n.command)

@@ -151,11 +151,18 @@ func fakeSync(ctx context.Context, j *job) error {
 	if !ok {
 		return refuse("", "its size is not known")
 	}
-	if err := j.apply([]op{set(j.r.TodoPath(j.host, symlinktree.SwitchSync), "0")}); err != nil {
+	todo := j.r.TodoPath(j.host, symlinktree.SwitchSync)
+	before, _ := j.tree.Get(todo)
+	if err := j.apply([]op{set(todo, "0")}); err != nil {
 		return err
 	}
 	if j.daemonRuns() || j.opt.dryRun {
 		if err := j.awaitLinks(ctx, "the sync has stopped", linkIs{path: j.r.ActualPath(j.host, "is-syncing"), want: "0"}); err != nil {
+			// Nothing has been declared: the sync that was ordered goes on.
+			if symlinktree.Switch(before) {
+				j.warn("the disk of %s counts as before, and its sync goes on", j.host)
+				return errors.Join(err, j.apply([]op{set(todo, before)}))
+			}
 			return err
 		}
 	}

@@ -2,6 +2,7 @@ package adm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -33,7 +34,10 @@ func help(_ context.Context, s *session, args []string) error {
 	}
 	v := findVerb(name)
 	if v == nil {
-		return &usageError{msg: fmt.Sprintf("no help for %q: no such command", name), hint: "marsadm help lists the commands"}
+		root, _ := newRoot(nil)
+		var e *usageError
+		errors.As(unknownCommand(root, name), &e)
+		return &usageError{msg: fmt.Sprintf("no help for %q: no such command", name), hint: e.hint}
 	}
 	s.out.write(commandHelp(v))
 	return nil

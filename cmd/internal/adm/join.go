@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"mars/cmd/internal/macro"
@@ -217,8 +218,9 @@ func (j *job) joinOnce(ctx context.Context, in joinResourceInput) error {
 	if err := j.trigger(3); err != nil {
 		return err
 	}
+	var dead []string
 	if !j.opt.noWait {
-		if _, err := j.waitCluster(ctx, string(j.r), 3); err != nil {
+		if dead, err = j.waitCluster(ctx, string(j.r), 3); err != nil {
 			return err
 		}
 	}
@@ -229,6 +231,10 @@ func (j *job) joinOnce(ctx context.Context, in joinResourceInput) error {
 		return err
 	}
 	src, _ := j.tree.Get(j.r.PrimaryPath())
+	if slices.Contains(dead, src) && !j.opt.dryRun {
+		j.warn("%s, the primary to copy from, does not answer: %s is a member from now on, but nothing is copied, and its replica is of no use, until %s does; marsadm why %s tells; to take it back: marsadm down %s; marsadm leave-resource %s",
+			src, j.host, src, j.r, j.r, j.r)
+	}
 	j.done("%s joins resource %s, copying from %s; marsadm view %s shows the progress\n", j.host, j.r, src, j.r)
 	return nil
 }

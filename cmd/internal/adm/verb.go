@@ -157,7 +157,7 @@ func newRoot(run func(cmd *cobra.Command, opt *options, v *verb, name string, ar
 func unknownCommand(root *cobra.Command, name string) error {
 	root.SuggestionsMinimumDistance = 3
 	e := &usageError{msg: fmt.Sprintf("unknown command %q", name), hint: "marsadm help lists the commands"}
-	if list := root.SuggestionsFor(name); len(list) > 0 {
+	if list := root.SuggestionsFor(name); name != "" && len(list) > 0 {
 		e.hint = "did you mean " + strings.Join(list, " or ") + "?"
 	}
 	return e
