@@ -43,6 +43,9 @@ func (w *worker) startFetch(f FetchFact) {
 	if p == nil || chain == nil {
 		return
 	}
+	if w.ended.holds(f.Log, chain) && readVersions(w.tree(), w.r).published(f.Log) <= w.ended.at {
+		return
+	}
 	ctx, cancel := context.WithCancelCause(w.ctx)
 	job := &fetchJob{what: f, cancel: cancel, done: make(chan struct{}), begun: time.Now()}
 	w.fetch = job
@@ -73,6 +76,10 @@ func (w *worker) fetched(job *fetchJob, err error) {
 		w.fetch = nil
 		w.supplied(job)
 	}
+	if err == nil && job.pos.Load() == job.from {
+		w.ended = endedLog{job.what.Log, job.from, time.Now().Add(w.n.cfg.RetryMax)}
+		time.AfterFunc(w.n.cfg.RetryMax, w.kick)
+	}
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, errFetchLimit) || errors.Is(err, errSpace) {
 		return
 	}
@@ -86,6 +93,22 @@ func (w *worker) fetched(job *fetchJob, err error) {
 	}
 	w.avoid[job.what.Peer] = time.Now().Add(pause)
 	time.AfterFunc(pause, w.kick)
+}
+
+// endedLog is a log that its source has left, as it says, and of which everything is here. Until somebody
+// begins the next one, or says that there is more, it is asked for again only now and then.
+type endedLog struct {
+	log   logfile.Name
+	at    int64
+	until time.Time
+}
+
+func (e *endedLog) holds(log logfile.Name, chain *logfile.Chain) bool {
+	if e.log != log || !time.Now().Before(e.until) {
+		return false
+	}
+	size, err := chain.Size(log)
+	return err == nil && size == e.at
 }
 
 // watchFetch ends a subscription that brings nothing although another live member

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"strings"
 
 	"mars/logfile"
@@ -195,5 +196,12 @@ func (n *Node) stillNeeded(e transport.TreeEntry) bool {
 	if err != nil {
 		return false
 	}
-	return log.Seq >= pos.Seq && (log.Host == n.cfg.Node || log.Seq > pos.Seq || log.Host == pos.Origin)
+	if log.Seq <= pos.Seq || log.Host == n.cfg.Node {
+		return log.Seq >= pos.Seq && (log.Host == n.cfg.Node || log.Host == pos.Origin)
+	}
+	// A later log of somebody else: one of a branch that was given up is not on the way of this node, and
+	// refusing its deletion for ever would keep the trees apart.
+	st, err := n.cfg.FS.Lstat(filepath.Join(n.cfg.Root, e.Path))
+	return err == nil && st.Mode().IsRegular() ||
+		readVersions(n.tree.Snapshot(), r).follows(logfile.Name{Seq: pos.Seq, Host: pos.Origin}, log)
 }

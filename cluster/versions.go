@@ -109,6 +109,23 @@ func (v versions) successors(log logfile.Name) map[logfile.Name]symlinktree.Vers
 	return out
 }
 
+// follows tells whether log continues the one called from, directly or by way of others.
+func (v versions) follows(from, log logfile.Name) bool {
+	seen := map[logfile.Name]bool{from: true}
+	for list := []logfile.Name{from}; len(list) > 0; list = list[1:] {
+		for next := range v.successors(list[0]) {
+			if next == log {
+				return true
+			}
+			if !seen[next] && next.Seq < log.Seq {
+				seen[next] = true
+				list = append(list, next)
+			}
+		}
+	}
+	return false
+}
+
 // leftAt is the length of log on which its successor next builds, as the others than node say;
 // -1 if none does.
 func (v versions) leftAt(log, next logfile.Name, node string) int64 {

@@ -56,6 +56,7 @@ type worker struct {
 	cancel    context.CancelFunc
 
 	fetch     *fetchJob
+	ended     endedLog
 	avoid     map[string]time.Time
 	distrust  map[string]time.Time
 	supplies  map[logfile.Name][]supply // who has sent what is here

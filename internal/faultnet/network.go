@@ -24,6 +24,7 @@ type Network struct {
 	streams   map[*conn]struct{} // one end of each
 	changed   chan struct{}
 	port      int
+	dials     int
 }
 
 // New returns a perfect network.
@@ -92,6 +93,13 @@ func (n *Network) Reset(a, b string) {
 	for _, c := range list {
 		c.reset()
 	}
+}
+
+// Dials counts the streams that were connected so far.
+func (n *Network) Dials() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.dials
 }
 
 // Streams counts the open streams.
@@ -245,6 +253,7 @@ func (h *Host) Dial(ctx context.Context, _, address string) (net.Conn, error) {
 		func() Link { return n.link(h.ip, to) }, func() Link { return n.link(to, h.ip) })
 	n.mu.Lock()
 	n.streams[near] = struct{}{}
+	n.dials++
 	n.mu.Unlock()
 	forget := func() {
 		n.mu.Lock()
