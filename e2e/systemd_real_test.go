@@ -33,6 +33,7 @@ const systemdPath = "/lib/systemd/systemd"
 // bootOwnCgroup runs outside: $1 is the group's name.
 const bootOwnCgroup = `set -e
 mount --make-rprivate /
+mount -t tmpfs none /sys/fs/cgroup
 mount -t cgroup2 none /sys/fs/cgroup
 mkdir -p /sys/fs/cgroup/$1
 echo $$ > /sys/fs/cgroup/$1/cgroup.procs
@@ -42,6 +43,7 @@ exec unshare --mount --pid --uts --ipc --cgroup --fork --kill-child --mount-proc
 // bootSystemd runs in the namespaces: everything is read only, except the node's
 // directory and what belongs to this boot.
 const bootSystemd = `set -e
+mount -t tmpfs none /sys/fs/cgroup
 mount -t cgroup2 none /sys/fs/cgroup
 mount --bind $DIR $DIR
 mount --bind $DIR/hostname /etc/hostname
@@ -97,7 +99,7 @@ func boot(n *Node) *machine {
 		out, _ := m.run("systemctl", "is-system-running")
 		return out == "running"
 	}
-	for end := time.Now().Add(30 * time.Second); !ready(); {
+	for end := time.Now().Add(60 * time.Second); !ready(); {
 		select {
 		case <-m.done:
 			skip(n.t, "systemd cannot run in namespaces here: "+oneLine(said.String()))
@@ -121,9 +123,16 @@ func oneLine(text string) string { return strings.Join(strings.Fields(text), " "
 
 // onlyChild is the child of a process, 0 without one.
 func onlyChild(pid int) int {
-	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	child, _ := strconv.Atoi(strings.TrimSpace(string(b)))
-	return child
+	list, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, name := range list {
+		b, _ := os.ReadFile(name)
+		_, rest, _ := strings.Cut(string(b), ") ") // behind the name: state, parent
+		if f := strings.Fields(rest); len(f) > 1 && f[1] == strconv.Itoa(pid) {
+			child, _ := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+			return child
+		}
+	}
+	return 0
 }
 
 func (m *machine) enter() []string {
@@ -145,16 +154,29 @@ func (m *machine) active(unit string) string {
 	return out
 }
 
+// cutFuse aborts what is still mounted by nbdfuse, on this machine only.
+const cutFuse = `list=$(awk '$5 ~ "^/run/nbd-" { split($3, a, ":"); print a[2] }' /proc/self/mountinfo)
+[ -n "$list" ] || exit 0
+mkdir -p /run/fusectl && mount -t fusectl none /run/fusectl || exit 1
+for c in $list; do [ ! -e /run/fusectl/$c ] || echo 1 > /run/fusectl/$c/abort; done`
+
 func (m *machine) console() string {
 	b, _ := os.ReadFile(m.n.Path("console"))
 	return string(b)
 }
 
-// off is the power cut of the machine: all its processes and mounts are gone.
+// off ends the machine: all its processes and mounts are gone. What has not stopped
+// by then is cut off from its device: a nbdfuse that is killed under a mounted file
+// system would wait for itself for ever.
 func (m *machine) off() {
 	select {
 	case <-m.done:
 	default:
+		if m.pid != 0 {
+			if out, err := m.run("sh", "-c", cutFuse); err != nil {
+				m.n.t.Errorf("%s: fuse: %v: %s", m.n.Name, err, out)
+			}
+		}
 		_ = m.cmd.Process.Kill() // --kill-child
 		<-m.done
 	}
@@ -162,7 +184,7 @@ func (m *machine) off() {
 		m.n.t.Logf("--- console of %s\n%s", m.n.Name, m.console())
 	}
 	m.pid = 0
-	script := `mount --make-rprivate / && mount -t cgroup2 none /sys/fs/cgroup || exit 0
+	script := `mount --make-rprivate / && mount -t tmpfs none /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup || exit 0
 for i in $(seq 100); do
 	[ -d /sys/fs/cgroup/$1 ] || exit 0
 	find /sys/fs/cgroup/$1 -depth -type d -exec rmdir {} + 2>/dev/null
@@ -296,8 +318,14 @@ func TestSystemdReal(t *testing.T) {
 	a.Primary()
 	runsOn(a)
 
-	// The machine of the primary loses its power. The units are gone with /run; marsd's
-	// unit has them made anew.
+	// The machine of the primary starts anew: systemd stops the services, then all ends.
+	// The units are gone with /run; the recipe for marsd's unit has them made again.
+	if out, err := on[a].run("systemctl", "stop", "run-srv-r0.mount"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	testutil.WaitFor(t, serviceLimit, "the device is not needed any more", func() bool {
+		return on[a].active("nbd-r0.service") != "active" && on[a].active("nbd-r0.service") != "deactivating"
+	})
 	on[a].off()
 	a.Kill()
 	on[a] = boot(a)

@@ -51,7 +51,7 @@ func (j *job) engine() *systemd.Engine {
 		Incape:       get("SYSTEMD_INCAPE", ""),
 		Dependencies: strings.Fields(j.env.Getenv("SYSTEMD_DEPENDENCIES")),
 		Eval:         j.evalTemplate,
-		Retry:        50 * j.env.Poll,
+		Retry:        25 * j.env.Poll, // 7.5 seconds in all
 	}
 	return systemd.New(cfg)
 }
@@ -353,7 +353,39 @@ func (j *job) touchTrigger() error {
 	return os.WriteFile(filepath.Join(j.tree.Root(), j.r.SystemdTriggerPath()), []byte(j.tree.Clock().Now().String()+"\n"), 0o600)
 }
 
-func systemdExtern(ctx context.Context, j *job) error { return j.services(ctx) }
+// secondThought is how long after a failure the order may be taken back.
+const secondThought = 3 * time.Second
+
+// systemdExtern carries out what is wanted here, and what is wanted by then: systemd
+// does not watch a path while the service that it started for it still runs, so that
+// an order that comes meanwhile would be lost. A failure is such a case in itself: the
+// handover that hears of it takes its order back.
+func systemdExtern(ctx context.Context, j *job) error {
+	for {
+		verb, unit := wanted(j.tree.Snapshot(), j.r, j.host)
+		err := j.services(ctx)
+		if j.opt.dryRun || !j.systemdOn() {
+			return err
+		}
+		changed := false
+		for done := time.Now(); ; {
+			if _, scan := j.tree.Rescan(j.r.Dir(), j.r.ActualDir(j.host)); scan != nil && !errors.Is(scan, symlinktree.ErrVanished) {
+				return errors.Join(err, scan)
+			}
+			v, u := wanted(j.tree.Snapshot(), j.r, j.host)
+			changed = v != verb || u != unit
+			if err == nil || changed || time.Since(done) >= secondThought {
+				break
+			}
+			if stop := pause(ctx, j.env.Poll); stop != nil {
+				return errors.Join(err, stop)
+			}
+		}
+		if !changed {
+			return err
+		}
+	}
+}
 
 // stopServices makes the services of a resource leave the device, wherever it is
 // open, before the role or the disk goes. It reports whether there are any.
