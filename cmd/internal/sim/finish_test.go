@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"path"
 	"strings"
-	"testing/synctest"
 	"time"
 
 	"mars/cmd/internal/macro"
@@ -199,6 +198,3 @@ func (w *world) appoint(force bool) {
 		}
 	}
 }
-
-// quiet waits until nobody can go on.
-func quiet() { synctest.Wait() }

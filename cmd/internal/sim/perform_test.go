@@ -9,7 +9,6 @@ import (
 
 	"mars/internal/faultnet"
 	"mars/internal/vfs/crashfs"
-	"mars/symlinktree"
 )
 
 // checkEvery is the time between two looks, beside those at events.
@@ -377,6 +376,10 @@ func (w *world) idle(f func()) {
 }
 
 func (w *world) handover(n *node) {
+	if w.mutated != nil {
+		w.mutated(w, n)
+		return
+	}
 	w.idle(func() { n.marsadm(commandTime, "primary", string(res)) })
 }
 
@@ -388,5 +391,3 @@ func (w *world) stopped() bool {
 		return false
 	}
 }
-
-var _ = symlinktree.NoHost

@@ -39,7 +39,8 @@ type world struct {
 	begin time.Time
 	nodes []*node
 	// wrap is a mutant's layer between a node and its disk; nil for none.
-	wrap func(n *node, fs *crashfs.FS) vfs.FS
+	wrap    func(n *node, fs *crashfs.FS) vfs.FS
+	mutated func(w *world, n *node) // in place of a planned handover
 
 	mu       sync.Mutex
 	trace    []string
@@ -99,15 +100,16 @@ func (r *result) has(rule string) bool {
 
 // options of a run beside the schedule.
 type options struct {
-	log  io.Writer
-	wrap func(n *node, fs *crashfs.FS) vfs.FS
+	handover func(w *world, n *node) // of a mutant
+	log      io.Writer
+	wrap     func(n *node, fs *crashfs.FS) vfs.FS
 }
 
 // run plays a schedule in a bubble of its own.
 func run(t *testing.T, s *schedule, opt options) (r *result) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{s: s, log: opt.log, wrap: opt.wrap, net: faultnet.New(s.seed), begin: time.Now(), hurry: make(chan struct{}), ended: make(chan struct{})}
+		w := &world{s: s, log: opt.log, wrap: opt.wrap, mutated: opt.handover, net: faultnet.New(s.seed), begin: time.Now(), hurry: make(chan struct{}), ended: make(chan struct{})}
 		r = w.play()
 	})
 	return r
