@@ -434,7 +434,7 @@ func (w *worker) publishAfter(before int, log logfile.Name, pos int64) error {
 	if before > 0 {
 		path := w.r.VersionPath(before, w.n.cfg.Node)
 		prev = w.get(path)
-		if before, err := symlinktree.ParseVersion(prev); err == nil {
+		if before, err := symlinktree.ParseVersion(prev); err == nil && before.Seq >= w.foot() {
 			chain, _ := w.shared.get()
 			size, err := chain.Durable(nameOf(before))
 			// Where others say that log builds on less of it, the rest of the file belongs to a branch
@@ -452,6 +452,12 @@ func (w *worker) publishAfter(before int, log logfile.Name, pos int64) error {
 	}
 	v := symlinktree.NewVersion(log.Seq, log.Host, pos, prev)
 	return w.n.tree.Set(w.r.VersionPath(log.Seq, w.n.cfg.Node), v.String())
+}
+
+// foot is the number of the log at which this replica began. The version link of the one before was copied
+// from the primary, and stays: a file of that name may be left of an earlier membership, and tells nothing.
+func (w *worker) foot() int {
+	return int(symlinktree.LeadingInt(w.get(w.r.SkipCheckPath(w.n.cfg.Node))))
 }
 
 // journal publishes the engine's position as the replay link. Both statements
