@@ -28,6 +28,9 @@ lint:
 unit:
 	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v '/e2e$$')
 	$(GO) test -timeout 20m -run TestSweep ./device/sweep # 20,000 crash points; with -race, above, a sample
+	$(GO) test -timeout 20m -run 'TestSim|TestDeterministic' ./cmd/internal/sim # 2,000 seeds; with -race, above, a sample
+	$(GO) test -timeout 20m -tags mutant_oldwins -run TestTagged ./cmd/internal/sim # mistakes in the merge of trees must be noticed
+	$(GO) test -timeout 20m -tags mutant_tombstone -run TestTagged ./cmd/internal/sim
 
 e2e: ## short forms of the scenarios in docs/OPERATIONS.md with real processes
 	@skips=$$(mktemp); MARS_SKIPS=$$skips $(GO) test -race -timeout 30m -count=1 ./e2e; code=$$?; \
@@ -38,6 +41,7 @@ soak: deps ## long forms: MARS_SOAK is the time per scenario
 	MARS_SOAK=$${MARS_SOAK:-10m} $(GO) test -timeout 24h -count=1 -v -run '^TestMemoryBound$$' ./device
 	MARS_SOAK=$${MARS_SOAK:-10m} $(GO) test -timeout 24h -count=1 -v -run '^TestOverload$$' ./internal/spindle
 	MARS_SWEEP=$${MARS_SWEEP:-$${MARS_SOAK:-10m}} $(GO) test -timeout 24h -count=1 -v -run TestSweep ./device/sweep
+	MARS_SIM=$${MARS_SIM:-$${MARS_SOAK:-10m}} $(GO) test -timeout 24h -count=1 -v -run 'TestSim$$' ./cmd/internal/sim
 
 BENCHFLAGS ?= -json bench.json
 bench: deps ## the tables of docs/BENCHMARKS.md, side by side with the peers, in about 25 minutes; BENCHFLAGS='-rows fua -rounds 2' for a part

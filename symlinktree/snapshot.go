@@ -26,6 +26,9 @@ func newer(a, b Entry) bool {
 	return a.Stamp > b.Stamp || a.Stamp == b.Stamp && a.Value > b.Value
 }
 
+// mergeRule is newer, but in the mutants of the cluster simulation.
+var mergeRule = newer
+
 // node is a directory in memory. It is immutable: a change copies the nodes on
 // the way from the root, and shares all others. So a snapshot is one pointer.
 type node struct {

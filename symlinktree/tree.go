@@ -122,7 +122,7 @@ func Open(root string, opt Options) (*Tree, error) {
 	t := &Tree{
 		root: abs, node: opt.Node, fs: opt.FS, clock: opt.Clock, log: opt.Log, opt: opt,
 		passive: opt.Passive, readOnly: opt.ReadOnly,
-		pid: strconv.Itoa(os.Getpid()), epoch: rand.Uint64() | 1, wins: newer,
+		pid: strconv.Itoa(os.Getpid()), epoch: rand.Uint64() | 1, wins: mergeRule,
 		lost: make(map[string]bool), anchored: make(map[string]bool),
 		ring: newRing(ringLimit), subs: make(map[chan struct{}]struct{}),
 	}

@@ -88,8 +88,8 @@ func (n *node) failover(timeout time.Duration) bool {
 	n.force, n.w.forced, n.w.lossy = true, true, true
 	n.w.mu.Unlock()
 	code, _ := n.marsadm(timeout, "--force", "primary", string(res))
-	time.Sleep(50 * time.Millisecond) // until marsd has seen what the command wrote before it failed
-	if code != 0 && n.get(res.PrimaryPath()) != n.name {
+	// A command that fails may have given the order before it did.
+	if v, err := n.files().Readlink(root + "/" + res.PrimaryPath()); code != 0 && err == nil && v != n.name {
 		n.takeForce()
 	}
 	return code == 0
@@ -123,10 +123,11 @@ func (a *adminFS) tell() {
 	dirs := a.dirs
 	a.dirs = nil
 	a.mu.Unlock()
-	t := a.inc.node.Tree()
-	if t == nil || a.inc.isDead() {
+	inc := a.inc.n.life() // it may have been restarted meanwhile
+	if inc == nil || inc.isDead() || inc.node.Tree() == nil {
 		return
 	}
+	t := inc.node.Tree()
 	for d := range dirs {
 		_, _ = t.Rescan(d) // an event is only a cue
 	}

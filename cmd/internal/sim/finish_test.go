@@ -80,6 +80,15 @@ func (w *world) messages() string {
 			}
 		}
 	}
+	for _, n := range w.nodes {
+		if s := n.snapshot(); s != nil && w.log != nil {
+			for _, e := range s.List(res.Dir()) {
+				if strings.Contains(e.Path, "/version-") && strings.HasSuffix(e.Path, "-"+n.name) {
+					fmt.Fprintf(&b, "\n  %s -> %s", e.Path, e.Value)
+				}
+			}
+		}
+	}
 	return b.String()
 }
 

@@ -131,24 +131,40 @@ func mutants() []*mutant {
 	}
 }
 
+// tagged is the mistake that the build tags have put into the product; see symlinktree/mutant_*.go.
+var tagged string
+
+// TestTagged wants it noticed.
+func TestTagged(t *testing.T) {
+	if tagged == "" {
+		t.Skip("this build is without mutants; `make unit` has some with")
+	}
+	notice(t, &mutant{name: tagged, rules: []string{"liveness", "link-lost", "one-primary", "P3", "P4"}})
+}
+
 // TestMutants wants each mistake noticed, and says by which seed and rule.
 func TestMutants(t *testing.T) {
 	for _, m := range mutants() {
 		t.Run(m.name, func(t *testing.T) {
 			t.Parallel()
-			for seed := uint64(1); seed <= maxMutantSeeds; seed++ {
-				r := run(t, newSchedule(seed), m.options())
-				if len(r.found) == 0 {
-					continue
-				}
-				f := r.found[0]
-				if !slices.Contains(m.rules, f.rule) {
-					t.Errorf("seed %d noticed it by rule %s, want one of %v: %v", seed, f.rule, m.rules, f)
-				}
-				t.Logf("noticed by seed %d: %.300v", seed, f)
-				return
-			}
-			t.Errorf("nobody noticed in %d seeds", maxMutantSeeds)
+			notice(t, m)
 		})
 	}
+}
+
+func notice(t *testing.T, m *mutant) {
+	t.Helper()
+	for seed := uint64(1); seed <= maxMutantSeeds; seed++ {
+		r := run(t, newSchedule(seed), m.options())
+		if len(r.found) == 0 {
+			continue
+		}
+		f := r.found[0]
+		if !slices.Contains(m.rules, f.rule) {
+			t.Errorf("seed %d noticed it by rule %s, want one of %v: %v", seed, f.rule, m.rules, f)
+		}
+		t.Logf("%s: noticed by seed %d: %.300v", m.name, seed, f)
+		return
+	}
+	t.Errorf("%s: nobody noticed in %d seeds", m.name, maxMutantSeeds)
 }

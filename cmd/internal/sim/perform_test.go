@@ -158,7 +158,7 @@ func (w *world) powerCut(n *node, e event) {
 	policy := crashfs.Policies[int(e.arg>>20)%len(crashfs.Policies)]
 	end := make(chan *crashfs.FS, 1)
 	inc.fs.OnOp(func(c *crashfs.Cut) {
-		if left--; left >= 0 || inc.isDead() {
+		if left--; left >= 0 || !inc.claim() {
 			return
 		}
 		img := c.Crash(policy, rng)
@@ -182,7 +182,7 @@ func (w *world) powerCut(n *node, e event) {
 			select {
 			case img = <-end:
 			default:
-				if inc.isDead() || n.life() != inc {
+				if !inc.claim() {
 					return // it has been stopped, or died of something else
 				}
 				img = inc.fs.Crash(policy, rng)
@@ -216,6 +216,9 @@ func (w *world) kill(n *node, e event) {
 		w.note("%s is down or in emergency mode: no kill", n.name)
 		return
 	}
+	if !inc.claim() {
+		return
+	}
 	img := inc.fs.KillState()
 	inc.fs.PowerCut()
 	inc.die(false)
@@ -247,6 +250,8 @@ func (w *world) restart(n *node, after time.Duration) {
 	select {
 	case <-inc.ended:
 	case <-inc.dead:
+	}
+	if !inc.claim() {
 		return // a crash was faster
 	}
 	inc.host.Down()

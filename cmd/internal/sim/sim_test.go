@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -49,15 +50,39 @@ func TestSim(t *testing.T) {
 		t.Run("seed", func(t *testing.T) { replay(t, *seedFlag) })
 		return
 	}
-	n := *seedsFlag
-	if n == 0 {
-		n = 20
+	n, until := budget(t)
+	play(t, *firstFlag, n, until)
+}
+
+const (
+	// promised is how many seeds TestSim plays; a build for the race detector plays a sample.
+	promised, promisedRace = 2000, 10
+)
+
+// budget reads -sim.seeds, or MARS_SIM: a number of seeds, or a time.
+func budget(t *testing.T) (seeds int, until time.Time) {
+	switch v := os.Getenv("MARS_SIM"); {
+	case *seedsFlag > 0:
+		return *seedsFlag, time.Time{}
+	case v == "" && raceEnabled:
+		return promisedRace, time.Time{}
+	case v == "":
+		return promised, time.Time{}
+	default:
+		if n, err := strconv.Atoi(v); err == nil {
+			return n, time.Time{}
+		}
+		d, err := time.ParseDuration(v)
+		if err != nil {
+			t.Fatalf("MARS_SIM=%q: want a number of seeds or a time", v)
+		}
+		*firstFlag = uint64(time.Now().UnixNano()) // others than those that everybody plays
+		return 0, time.Now().Add(d)
 	}
-	play(t, *firstFlag, n)
 }
 
 // play runs seeds on as many cores as there are, and reports each one that finds something.
-func play(t *testing.T, first uint64, n int) {
+func play(t *testing.T, first uint64, n int, until time.Time) {
 	began := time.Now()
 	var mu sync.Mutex
 	var sum stats
@@ -71,7 +96,7 @@ func play(t *testing.T, first uint64, n int) {
 					seed := next
 					next++
 					mu.Unlock()
-					if seed >= first+uint64(n) {
+					if seed >= first+uint64(n) && !time.Now().Before(until) {
 						return
 					}
 					s := newSchedule(seed)
@@ -80,13 +105,13 @@ func play(t *testing.T, first uint64, n int) {
 					sum.add(r.stats)
 					mu.Unlock()
 					if len(r.found) > 0 {
-						t.Errorf("%vfound: %.1200v", s, r.found[0])
+						t.Errorf("%vfound: %.1200v\nrepeat it with: go test -run TestSim/seed ./cmd/internal/sim -sim.seed=%d, make it short with: go test -run TestShrink ./cmd/internal/sim -sim.seed=%d", s, r.found[0], seed, seed)
 					}
 				}
 			})
 		}
 	})
-	t.Logf("%d seeds in %v: %+v", n, time.Since(began), sum)
+	t.Logf("%d seeds in %v: %+v", next-first, time.Since(began).Round(time.Second), sum)
 }
 
 func (s *stats) add(o stats) {

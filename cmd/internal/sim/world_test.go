@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -193,10 +194,14 @@ type incarnation struct {
 	host   *faultnet.Host
 	node   *cluster.Node
 	cancel context.CancelFunc
-	ended  chan error
+	ended  chan struct{}
 	dead   chan struct{} // closed at the instant of a crash
 	once   sync.Once
+	taken  atomic.Bool
 }
+
+// claim is for who begins the next life of the node: only one does.
+func (inc *incarnation) claim() bool { return !inc.taken.Swap(true) }
 
 func (inc *incarnation) isDead() bool {
 	select {
@@ -294,7 +299,7 @@ func (w *world) start(n *node) {
 		return
 	}
 	n.lives++
-	inc := &incarnation{n: n, fs: n.files(), host: w.net.Host(n.ip), ended: make(chan error, 1), dead: make(chan struct{})}
+	inc := &incarnation{n: n, fs: n.files(), host: w.net.Host(n.ip), ended: make(chan struct{}), dead: make(chan struct{})}
 	var fs vfs.FS = n.files()
 	if w.wrap != nil {
 		fs = w.wrap(n, n.files())
@@ -312,7 +317,7 @@ func (w *world) start(n *node) {
 		if err != nil && !inc.isDead() {
 			w.violation("start", "marsd on %s ended: %v", n.name, err)
 		}
-		inc.ended <- err
+		close(inc.ended)
 	})
 	w.note("%s starts", n.name)
 }

@@ -1,0 +1,5 @@
+//go:build mutant_tombstone
+
+package sim
+
+func init() { tagged = "a merge forgets tombstones" }
