@@ -224,7 +224,7 @@ func (w *worker) needed() (list []logfile.Name) {
 // fetched again: a subscription of that log begins anew at its end.
 func (w *worker) recheck(chain *logfile.Chain, name logfile.Name) (changed bool) {
 	changed, err := chain.Recheck(name)
-	if w.fetch != nil && w.fetch.what.Log == name && err == nil {
+	if w.fetch != nil && w.fetch.what.Log == name && w.fetch.pos.Load() > 0 && err == nil {
 		// The chain may have noticed before.
 		_, serr := chain.Size(name)
 		changed = changed || errors.Is(serr, fs.ErrNotExist)
