@@ -29,7 +29,7 @@ func paramVerbs() []verb {
 		what  string
 	}{
 		{"enabled-log-compressions", compressionFlags, "compressions of log records that the original may use"},
-		{"enabled-net-compressions", compressionFlags, "compressions of its network traffic"},
+		{"enabled-net-compressions", compressionFlags, "compressions of the network traffic of log and sync: COMPRESS_LZ4 or none set allows it, 0 forbids it"},
 		{"disabled-log-digests", digestFlags, "digests of log records that the original shall not use"},
 		{"disabled-net-digests", digestFlags, "digests of its network traffic"},
 	} {
@@ -104,6 +104,9 @@ func (s *session) setFlags(path string, known []flagName, args []string) error {
 	}
 	if err := s.apply([]op{set(path, fmt.Sprintf("0x%08x", mask))}); err != nil {
 		return err
+	}
+	if path == symlinktree.DefaultsPath("enabled-net-compressions") {
+		return nil
 	}
 	s.warn("%s concerns nodes that run the original: marsd chooses digests and compression by itself", path)
 	return nil
