@@ -228,7 +228,7 @@ func shipSlow(t *testing.T, content []byte, client, server bool) (took time.Dura
 // Old and new nodes talk to each other: a side that does not know of compression gets and sends frames as they
 // are. On a slow line text arrives much sooner, noise not later.
 func TestLogCompression(t *testing.T) {
-	const size = 4 << 20
+	const size = 2 << 20
 	run := func(content []byte, client, server bool) (took time.Duration, compressed int64, sent Sent) {
 		synctest.Test(t, func(t *testing.T) {
 			var s *Server
@@ -252,7 +252,7 @@ func TestLogCompression(t *testing.T) {
 	if n != 0 || noise > plain*101/100 {
 		t.Errorf("noise: %d compressed frames, %v instead of %v, %+v", n, noise, plain, sent)
 	}
-	t.Logf("4 MiB at 1 MiB/s: text %v, compressed %v, noise %v", plain, packed, noise)
+	t.Logf("2 MiB at 1 MiB/s: text %v, compressed %v, noise %v", plain, packed, noise)
 }
 
 func TestRangeCompression(t *testing.T) {
