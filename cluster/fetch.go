@@ -22,6 +22,7 @@ type fetchJob struct {
 	moved   atomic.Int64 // when something arrived last, in nanoseconds since begun
 	storing atomic.Bool  // what has arrived is being written
 	stalled atomic.Bool
+	arrived chan struct{} // something has
 	begun   time.Time
 	from    int64 // where the subscription began; of fetchLog, then of fetched
 }
@@ -47,11 +48,12 @@ func (w *worker) startFetch(f FetchFact) {
 		return
 	}
 	ctx, cancel := context.WithCancelCause(w.ctx)
-	job := &fetchJob{what: f, cancel: cancel, done: make(chan struct{}), begun: time.Now()}
+	job := &fetchJob{what: f, cancel: cancel, done: make(chan struct{}), arrived: make(chan struct{}, 1), begun: time.Now()}
 	w.fetch = job
 	go func() {
 		var watch sync.WaitGroup
 		watch.Go(func() { w.watchFetch(ctx, job) })
+		watch.Go(func() { w.reportFetch(ctx, job) })
 		err := w.fetchLog(ctx, p, chain, job)
 		cancel(nil)
 		watch.Wait()
@@ -278,6 +280,10 @@ func (w *worker) fetchLog(ctx context.Context, p *peer, chain *logfile.Chain, jo
 			}
 			job.pos.Store(off + int64(len(data)))
 			job.moved.Store(int64(time.Since(job.begun)))
+			select {
+			case job.arrived <- struct{}{}:
+			default:
+			}
 		}
 		if limited {
 			return errFetchLimit

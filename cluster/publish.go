@@ -52,6 +52,7 @@ func (w *worker) publish(s *symlinktree.Snapshot, f Facts, said map[string]strin
 	put("replay-code", replayCode(w.stopped(st), f))
 	put(symlinktree.LogDamage, damageLink(f.Damage))
 	put("disk-error", strconv.Itoa(errno(st.DiskErr)))
+	w.publishConfirm(s, put, said, st)
 	w.publishVersions(f, st)
 	w.publishRates(put, st)
 	w.publishMessages(put, said, st)

@@ -237,6 +237,7 @@ func (w *worker) round() {
 		w.log.Debug("step", keyAction, a.String())
 		w.act(a)
 	}
+	w.tune(s, f)
 	w.publish(s, f, said)
 	w.looked = time.Now()
 }

@@ -2,6 +2,8 @@ package device
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -111,13 +113,16 @@ func (e *Engine) Received(member string, pos logfile.Position) error {
 	return nil
 }
 
-// Forget drops what a member has reported: it is none any more, or begins anew.
-func (e *Engine) Forget(member string) {
+// KeepMembers drops what others have reported: they are members no more.
+func (e *Engine) KeepMembers(members []string) {
 	f := &e.confirm
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	delete(f.received, member)
-	f.count()
+	n := len(f.received)
+	maps.DeleteFunc(f.received, func(m string, _ logfile.Position) bool { return !slices.Contains(members, m) })
+	if len(f.received) < n {
+		f.count()
+	}
 }
 
 // logEnd is the end of the own log, or of what is in the index.

@@ -82,7 +82,7 @@ func TestConfirmSync(t *testing.T) {
 		more()
 		h := flushing(w.e)
 		isWaiting(t, h, "the third FLUSH")
-		w.e.Forget("c")
+		w.e.KeepMembers([]string{"b"})
 		w.e.SetConfirm(Confirm{Members: 1})
 		isWaiting(t, h, "the third FLUSH, of one member")
 		w.e.SetConfirm(Confirm{})

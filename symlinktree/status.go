@@ -233,6 +233,8 @@ func resourceChecker(name string) checker {
 		return checkInt
 	case "primary", "systemd-want":
 		return checkHost
+	case SyncModeLink:
+		return checkSyncMode
 	}
 	if n, _, ok := NumberedOf(name, "version"); ok {
 		return func(v string) error {
@@ -292,11 +294,15 @@ func resourceStatusChecker(name string) checker {
 		return func(v string) error { _, err := ParseReplayCode(v); return err }
 	case name == "if-completion-stamp":
 		return checkStamp
+	case name == SyncModeLink:
+		return checkSyncMode
+	case name == SyncDegradedLink:
+		return checkStamp
 	case strings.HasPrefix(name, "is-"), name == "has-emergency", name == "if-on":
 		return checkBool
 	case name == "disk-error", name == "if-state":
 		return checkLeadingInt
-	case name == "open-count", name == "if-flying", strings.HasPrefix(name, "ops-"), strings.HasPrefix(name, "amount-"):
+	case name == "open-count", name == SyncWaitingLink, name == "if-flying", strings.HasPrefix(name, "ops-"), strings.HasPrefix(name, "amount-"):
 		return checkInt
 	case strings.HasPrefix(name, "msg-"):
 		return func(v string) error { _, err := ParseMessage(v); return err }
@@ -306,7 +312,7 @@ func resourceStatusChecker(name string) checker {
 
 func todoChecker(name string) checker {
 	switch name {
-	case SwitchAttach, SwitchConnect, SwitchSync, SwitchAllowReplay:
+	case SwitchAttach, SwitchConnect, SwitchSync, SwitchAllowReplay, ReplayDelay:
 		return checkLeadingInt
 	case SwitchEmergencyLimit:
 		return func(v string) error {
@@ -321,6 +327,7 @@ func todoChecker(name string) checker {
 }
 
 func checkInt(v string) error      { _, err := ParseInt(v); return err }
+func checkSyncMode(v string) error { _, err := ParseSyncMode(v); return err }
 func checkReplay(v string) error   { _, err := ParseReplay(v); return err }
 func checkStamp(v string) error    { _, err := ParseStamp(v); return err }
 func checkFeatures(v string) error { _, err := ParseFeatures(v); return err }

@@ -130,18 +130,19 @@ func serveWorld(t testing.TB, cfg Config, l net.Listener) *world {
 
 // fakeHandler keeps a tree, logs and a device in memory.
 type fakeHandler struct {
-	mu      sync.Mutex
-	wake    chan struct{}
-	epoch   uint64
-	changes []TreeEntry // change i has seq i+1
-	oldest  uint64      // changes up to here are forgotten
-	logs    map[string]*fakeLog
-	device  []byte
-	end     Position
-	hello   func(peer string, h Hello) (Hello, error)
-	nudges  []string
-	slow    time.Duration // for range reads
-	open    atomic.Int64
+	mu       sync.Mutex
+	wake     chan struct{}
+	epoch    uint64
+	changes  []TreeEntry // change i has seq i+1
+	oldest   uint64      // changes up to here are forgotten
+	logs     map[string]*fakeLog
+	device   []byte
+	end      Position
+	hello    func(peer string, h Hello) (Hello, error)
+	nudges   []string
+	received []string
+	slow     time.Duration // for range reads
+	open     atomic.Int64
 }
 
 func newFakeHandler() *fakeHandler {
@@ -205,6 +206,13 @@ func (h *fakeHandler) TreeDirs(_ context.Context, _ string, dirs []string) (out 
 		out = append(out, TreeEntry{Path: d + "/x", Value: "v", Stamp: 1})
 	}
 	return out, nil
+}
+
+func (h *fakeHandler) Received(_ context.Context, peer, resource, log string, length int64) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.received = append(h.received, fmt.Sprintf("%s %s %s %d", peer, resource, log, length))
+	return nil
 }
 
 func (h *fakeHandler) Nudge(_ context.Context, peer string) error {

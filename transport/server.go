@@ -183,6 +183,7 @@ func (s *Server) routes() http.Handler {
 	handle("GET /v1/tree/digests", ClassTree, true, (*call).treeDigests)
 	handle("POST /v1/tree/dirs", ClassTree, true, (*call).treeDirs)
 	handle("GET /v1/log/{resource}/{log}", ClassLog, false, (*call).log)
+	handle("POST /v1/received/{resource}/{log}", ClassTree, true, (*call).received)
 	handle("GET /v1/range/{resource}", ClassSync, true, (*call).readRange)
 	handle("GET /v1/digests/{resource}", ClassSync, true, (*call).digests)
 	return mux

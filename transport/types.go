@@ -57,6 +57,8 @@ type Handler interface {
 	Nudge(ctx context.Context, peer string) error
 
 	OpenLog(ctx context.Context, peer, resource, log string) (LogSource, error)
+	// Received: peer has the first length bytes of a log of this node. Reports come in any order.
+	Received(ctx context.Context, peer, resource, log string, length int64) error
 
 	// ReadRange fills p from the resource's device at off. The position is the
 	// log end observed after the read.

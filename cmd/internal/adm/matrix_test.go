@@ -146,6 +146,9 @@ log-purge-all r0                                                   | R n n n n n
 err-purge-all r0                                                   | R n D D D D D D D D D D D D
 link-purge-all r0                                                  | R n n n n n n n n n n n n n
 set-emergency-limit,emergency-limit r0 80                          | R R D D D D D D D D D D D D
+set-sync-mode r0 near 1 50                                         | R R D D D D D D D D D D D D
+set-replay-delay r0 60                                             | R R D D D D D D D D D D D D
+get-sync-mode,get-replay-delay r0                                  | R R n n n n n n n n n n n n
 get-emergency-limit,get-connect-pref-list,get-disabled-digests r0  | R R n n n n n n n n n n n n
 set-global-sync-limit-value,set-sync-limit-value 2                 | R D D D D D D D D D D D D D
 get-global-sync-limit-value,get-sync-limit-value                   | R R n n n n n n n n n n n n
