@@ -91,6 +91,9 @@ func (w *world) before(s *session) *session {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	log := s.log
+	if x := at(log); x != nil {
+		return x // it has the log that it began, and wrote nothing into it
+	}
 	for range 100 {
 		v, err := symlinktree.ParseVersion(s.n.get(res.VersionPath(log.Seq, s.n.name)))
 		prev, ok := v.Predecessor()
@@ -308,20 +311,26 @@ func (w *world) checkLogs(when string) {
 			if len(copied) > len(own) {
 				w.violation("P5", "%s, %s: it has %d bytes of %s, but its author only %d", n.name, when, len(copied), name, len(own))
 			} else if k := differ(copied[:min(len(copied), n.vouched(name))], own); k >= 0 {
-				w.violation("P7", "%s, %s: its copy of %s differs at %d from its author's", n.name, when, name, k)
+				w.violation("P7", "%s, %s: its copy of %s (%d bytes, it vouches for %d) differs at %d from its author's (%d bytes)", n.name, when, name, len(copied), n.vouched(name), k, len(own))
 			}
 		}
 	}
 }
 
-// vouched is how much of a log the node says to have: behind that a power cut may have left anything
-// in its copy.
+// vouched is how much of its copy of a log the node has replayed. Behind that a power cut may have left
+// anything, which replay finds and fetches again.
 func (n *node) vouched(name logfile.Name) int {
-	v, err := symlinktree.ParseVersion(n.get(res.VersionPath(name.Seq, n.name)))
-	if err != nil || v.Seq != name.Seq || v.Origin != name.Host {
+	rep, err := symlinktree.ParseReplay(n.get(res.ReplayPath(n.name)))
+	v, verr := symlinktree.ParseVersion(n.get(res.VersionPath(name.Seq, n.name)))
+	switch {
+	case err != nil, verr != nil, v.Seq != name.Seq, v.Origin != name.Host:
 		return 0
+	case rep.Seq == name.Seq && rep.Origin == name.Host:
+		return int(rep.End())
+	case name.Seq < rep.Seq:
+		return int(v.Pos)
 	}
-	return int(v.Pos)
+	return 0
 }
 
 func differ(a, b []byte) int {
