@@ -28,7 +28,7 @@ lint:
 unit:
 	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v '/e2e$$')
 	$(GO) test -timeout 20m -run TestSweep ./device/sweep # 20,000 crash points; with -race, above, a sample
-	$(GO) test -timeout 20m -run 'TestSim|TestDeterministic' ./cmd/internal/sim # 2,000 seeds; with -race, above, a sample
+	$(GO) test -timeout 20m ./cmd/internal/sim # 2,000 seeds; with -race, above, a sample
 	$(GO) test -timeout 20m -tags mutant_oldwins -run TestTagged ./cmd/internal/sim # mistakes in the merge of trees must be noticed
 	$(GO) test -timeout 20m -tags mutant_tombstone -run TestTagged ./cmd/internal/sim
 

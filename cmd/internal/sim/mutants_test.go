@@ -146,6 +146,9 @@ func TestTagged(t *testing.T) {
 func TestMutants(t *testing.T) {
 	for _, m := range mutants() {
 		t.Run(m.name, func(t *testing.T) {
+			if raceEnabled && m.handover != nil {
+				t.Skip("it takes a while; `make unit` has it without the race detector")
+			}
 			t.Parallel()
 			notice(t, m)
 		})

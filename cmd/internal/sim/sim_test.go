@@ -56,7 +56,7 @@ func TestSim(t *testing.T) {
 
 const (
 	// promised is how many seeds TestSim plays; a build for the race detector plays a sample.
-	promised, promisedRace = 2000, 10
+	promised, promisedRace = 2000, 6
 )
 
 // budget reads -sim.seeds, or MARS_SIM: a number of seeds, or a time.
