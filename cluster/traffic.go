@@ -10,11 +10,6 @@ import (
 // compressLZ4 is the bit of the one compression of the network that there is (reference symlink-tree 1.1).
 const compressLZ4 = 0x02000000
 
-// trafficLimit begins the names of the links that limit what a node sends: defaults-H/traffic-limit-CLASS to
-// each peer, defaults-H/traffic-limit-CLASS-P instead of that to P, and
-// resource-R/defaults-H/traffic-limit-CLASS of a resource, to all peers together. Their values are KiB per second, 0 = no limit.
-const trafficLimit = "traffic-limit-"
-
 // steersTraffic says whether readTraffic may see something new in a link.
 func steersTraffic(path string) bool {
 	return strings.HasPrefix(path, "defaults") || strings.HasPrefix(path, "resource-") && strings.Contains(path, "/defaults-")
@@ -33,7 +28,7 @@ func readTraffic(s *symlinktree.Snapshot, node string) (t transport.Traffic, com
 	}
 	limits := func(path func(key string) string) (l transport.Limits, any bool) {
 		for i, c := range classes {
-			rate, ok := read(path(trafficLimit + c))
+			rate, ok := read(path(symlinktree.TrafficLimit + c))
 			*fields(&l)[i] = rate
 			any = any || ok
 		}
@@ -43,7 +38,7 @@ func readTraffic(s *symlinktree.Snapshot, node string) (t transport.Traffic, com
 	for _, peer := range symlinktree.Hosts(s) {
 		l := t.Limits
 		for i, c := range classes {
-			if rate, ok := read(symlinktree.HostDefaultsPath(node, trafficLimit+c+"-"+peer)); ok {
+			if rate, ok := read(symlinktree.HostDefaultsPath(node, symlinktree.TrafficLimit+c+"-"+peer)); ok {
 				*fields(&l)[i] = rate
 			}
 		}

@@ -47,6 +47,10 @@ func IPPath(host string) string { return "ips/ip-" + host }
 func ActualDir(host string) string        { return "actual-" + host }
 func ActualPath(host, name string) string { return "actual-" + host + "/" + name }
 
+// TrafficLimit begins the names of the links that limit what a host sends, in KiB/s: HostDefaultsPath of
+// TrafficLimit+CLASS to each peer, of TrafficLimit+CLASS-PEER to one, and Resource.HostDefaultsPath of a resource.
+const TrafficLimit = "traffic-limit-"
+
 // DefaultsPath is a cluster-wide tunable, HostDefaultsPath one of a single host.
 func DefaultsPath(key string) string           { return "defaults/" + key }
 func HostDefaultsPath(host, key string) string { return "defaults-" + host + "/" + key }

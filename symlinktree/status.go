@@ -217,9 +217,9 @@ func checkerOf(path string) checker {
 		return todoChecker(name)
 	case leaf == "defaults" && parent == "":
 		return func(v string) error { _, err := ParseMask(v); return err }
-	case namedAfter(leaf, "defaults-") && parent == "" && (name == "sync-limit" || strings.HasPrefix(name, "traffic-limit-")):
+	case namedAfter(leaf, "defaults-") && parent == "" && (name == "sync-limit" || strings.HasPrefix(name, TrafficLimit)):
 		return checkLeadingInt
-	case namedAfter(leaf, "defaults-") && strings.HasPrefix(name, "traffic-limit-"):
+	case namedAfter(leaf, "defaults-") && strings.HasPrefix(name, TrafficLimit):
 		return checkLeadingInt
 	case leaf == "userspace" && (name == "last-primary" || name == "prev-primary"):
 		return checkHost

@@ -65,6 +65,9 @@ var details = map[string]detail{
 	"systemd-trigger-extern": {"Starts the start unit if the services are wanted here, this host is primary and the device is there; else stops the stop unit.", "marsadm systemd-trigger-extern r0"},
 
 	"set-emergency-limit":         {"When less than PERCENT of the space behind the reserves of marsd is left on this host, the resource goes on without a log: the higher, the earlier. 0 takes the limit away.", "marsadm set-emergency-limit r0 20"},
+	"set-traffic-limit":           {"The tightest of the limits that apply counts. Log goes before sync on its own; a limit of sync keeps a line free that others use, too.", "marsadm set-traffic-limit sync 12800"},
+	"set-resource-traffic-limit":  {"", "marsadm set-resource-traffic-limit r0 log 5000"},
+	"get-traffic-limit":           {"", "marsadm get-traffic-limit"},
 	"set-sync-mode":               {"async: for nothing, the way of MARS. near: until MEMBERS (1) others have received the log, at most MILLISECONDS (100); after that for none until they have caught up, which view shows. sync: for ever. After a forced failover to a member that was near, nothing is lost that a FLUSH had confirmed.", "marsadm set-sync-mode r0 near 1 50"},
 	"get-sync-mode":               {"", "marsadm get-sync-mode r0"},
 	"set-replay-delay":            {"The log is fetched at once, and replayed when it is SECONDS old: what somebody deletes by mistake is still here. pause-replay keeps it, 0 catches up.", "marsadm set-replay-delay r0 3600"},

@@ -147,6 +147,9 @@ err-purge-all r0                                                   | R n D D D D
 link-purge-all r0                                                  | R n n n n n n n n n n n n n
 set-emergency-limit,emergency-limit r0 80                          | R R D D D D D D D D D D D D
 set-sync-mode r0 near 1 50                                         | R R D D D D D D D D D D D D
+set-traffic-limit log 1000                                         | R D D D D D D D D D D D D D
+set-resource-traffic-limit r0 sync 1000                            | R R D D D D D D D D D D D D
+get-traffic-limit                                                  | n n n n n n n n n n n n n n
 set-replay-delay r0 60                                             | R R D D D D D D D D D D D D
 get-sync-mode,get-replay-delay r0                                  | R R n n n n n n n n n n n n
 get-emergency-limit,get-connect-pref-list,get-disabled-digests r0  | R R n n n n n n n n n n n n

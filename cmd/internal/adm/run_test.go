@@ -37,7 +37,7 @@ func TestDryRunChangesNothing(t *testing.T) {
 		"set-replay": {"r0", "1"}, "set-sync-limit-value": {"1"}, "set-disabled-digests": {"r0", "CHKSUM_MD5"}, "set-connect-pref-list": {"r0", "hostb"},
 		"set-global-disabled-log-digests": {"CHKSUM_SHA1"}, "set-systemd-unit": {"r0", "x.service"}, "set-systemd-want": {"r0", "hosta"},
 		"create-resource": {"r1", "$DIR/new"}, "join-resource": {"r0", "$DIR/new"},
-		"wait-resource": {"r0", "is-attach"}, "set-emergency-limit": {"r0", "80"}, "set-sync-mode": {"r0", "near"}, "set-replay-delay": {"r0", "60"}, "emergency-limit": {"r0", "80"},
+		"wait-resource": {"r0", "is-attach"}, "set-emergency-limit": {"r0", "80"}, "set-sync-mode": {"r0", "near"}, "set-traffic-limit": {"sync", "100"}, "set-resource-traffic-limit": {"r0", "log", "100"}, "set-replay-delay": {"r0", "60"}, "emergency-limit": {"r0", "80"},
 		"set-global-sync-limit-value": {"1"}, "set-link": {"x", "userspace/a"}, "get-link": {"uuid"}, "delete-file": {"userspace/b"},
 		"log-dump": {"$ROOT/resource-r0/log-000000001-hosta"}, "log-verify": {"$ROOT/resource-r0/log-000000001-hosta"},
 	}

@@ -39,7 +39,7 @@ var original = map[string]string{
 }
 
 // own are the commands that the original does not have.
-var own = []string{"set-sync-mode", "get-sync-mode", "set-replay-delay", "get-replay-delay", "log-dump", "log-verify", "view-NAME", "get-disabled-digests",
+var own = []string{"set-traffic-limit", "set-resource-traffic-limit", "get-traffic-limit", "set-sync-mode", "get-sync-mode", "set-replay-delay", "get-replay-delay", "log-dump", "log-verify", "view-NAME", "get-disabled-digests",
 	"get-global-enabled-log-compressions", "get-global-enabled-net-compressions", "get-global-disabled-log-digests", "get-global-disabled-net-digests",
 	"why", "check", "tree", "dump-macros", "dump-all-macros", "prettyprint-NAME", "completion"}
 

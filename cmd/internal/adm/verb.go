@@ -57,7 +57,7 @@ func groups() []group {
 		{"Waiting", waitVerbs()},
 		{"Logs and housekeeping", houseVerbs()},
 		{"Services", systemdVerbs()},
-		{"Parameters and links", append(paramVerbs(), linkVerbs()...)},
+		{"Parameters and links", slices.Concat(paramVerbs(), trafficVerbs(), linkVerbs())},
 		{"Views", slices.Concat(viewVerbs(), explainVerbs(), checkVerbs(), treeVerbs(), legacyVerbs())},
 		{"Tools", toolVerbs()},
 	}
