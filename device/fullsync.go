@@ -36,7 +36,7 @@ func (e *Engine) Sync(ctx context.Context, src SyncSource, from, size int64, pro
 		return end, fmt.Errorf("sync resource %s: %w: range %d..%d, the device ends at %d", e.cfg.Resource, syscall.EINVAL, from, size, e.Size())
 	}
 	s := &syncRun{e: e, src: src}
-	step := int64(syncWindow)
+	step := int64(syncMinStep) // the first report comes soon, also on a slow line
 	for off := from; off < size; {
 		n, begin := min(step, size-off), time.Now()
 		if err := s.step(ctx, off, n); err != nil {
