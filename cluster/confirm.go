@@ -53,46 +53,97 @@ func (w *worker) reportFetch(ctx context.Context, job *fetchJob) {
 		case <-tick.C:
 		case <-job.arrived:
 		}
-		pos := job.pos.Load()
-		if pos == reported {
-			continue
+		if pos := w.trusted(job); pos != reported && w.report(ctx, job, pos) {
+			reported = pos // else again with the next bytes, or the next tick
 		}
-		s := w.tree()
-		if syncMode(s, w.r).Members == 0 {
-			continue
-		}
-		// Who could not take over has nothing to offer.
-		if in := readIntent(s, w.r, w.n.cfg.Node); !in.consistent() {
-			continue
-		}
-		p := w.n.peer(job.what.Log.Host)
-		if p == nil {
-			continue
-		}
-		if err := p.client.Received(ctx, string(w.r), job.what.Log.String(), pos); err != nil {
-			w.log.Debug("report of what was received", keyLog, job.what.Log.String(), keyErr, err)
-			continue // again with the next bytes, or the next tick
-		}
-		reported = pos
 	}
 }
 
+// report tells the author of a log how much of it is here, if it wants to know.
+func (w *worker) report(ctx context.Context, job *fetchJob, pos int64) bool {
+	s := w.tree()
+	if syncMode(s, w.r).Members == 0 {
+		return false
+	}
+	// Who could not take over has nothing to offer.
+	if in := readIntent(s, w.r, w.n.cfg.Node); !in.consistent() {
+		return false
+	}
+	p := w.n.peer(job.what.Log.Host)
+	if p == nil {
+		return false
+	}
+	err := p.client.Received(ctx, string(w.r), job.what.Log.String(), pos)
+	if err != nil {
+		w.log.Debug("report of what was received", keyLog, job.what.Log.String(), keyErr, err)
+	}
+	return err == nil
+}
+
+// reportEnd reports a log that is complete, before its successor is asked for.
+func (w *worker) reportEnd(ctx context.Context, job *fetchJob) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	w.report(ctx, job, w.trusted(job))
+}
+
+// trusted is how much of a log is here for sure. What was there when this marsd started may have lost its content in
+// a power cut until replay has read it, and so may what is behind a damage.
+func (w *worker) trusted(job *fetchJob) int64 {
+	pos := job.pos.Load()
+	_, eng := w.shared.get()
+	if eng == nil {
+		return 0
+	}
+	st := eng.Status()
+	read := st.IngestEnd
+	if (read.Log.Seq > job.what.Log.Seq || read.Log == job.what.Log && read.Offset >= w.inherited(job.what.Log)) && st.ReplayErr == nil {
+		return pos
+	}
+	if w.inherited(job.what.Log) == 0 && st.ReplayErr == nil {
+		return pos
+	}
+	if read.Log == job.what.Log {
+		return min(pos, read.Offset)
+	}
+	return 0
+}
+
+// inherited is how long a copy was when this marsd first saw it.
+func (w *worker) inherited(log logfile.Name) int64 {
+	w.found.mu.Lock()
+	defer w.found.mu.Unlock()
+	return w.found.size[log]
+}
+
+// inherit notes which copies are from the time before this marsd.
+func (w *worker) inherit(c *logfile.Chain) error {
+	list, err := c.List()
+	if err != nil {
+		return err
+	}
+	w.found.mu.Lock()
+	defer w.found.mu.Unlock()
+	w.found.size = make(map[logfile.Name]int64)
+	for _, l := range list {
+		if w.found.size[l.Name], err = c.Size(l.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // tune hands the engine what the tree wants of it.
-func (w *worker) tune(s *symlinktree.Snapshot, f Facts) {
+func (w *worker) tune(s *symlinktree.Snapshot) {
 	_, eng := w.shared.get()
 	if eng == nil {
 		return
 	}
-	var c device.Confirm
-	if f.Mode == ModeLogging {
-		m := syncMode(s, w.r)
-		c = device.Confirm{Members: m.Members, Patience: m.Patience}
+	m := syncMode(s, w.r)
+	if eng.SetConfirm(device.Confirm{Members: m.Members, Patience: m.Patience}) {
+		w.log.Info("what FLUSH waits for", "mode", m.String())
 	}
-	if eng.SetConfirm(c) {
-		w.log.Info("what FLUSH waits for", "mode", modeOf(c).String())
-	}
-	members := symlinktree.Members(s, w.r)
-	eng.KeepMembers(members)
+	eng.KeepMembers(symlinktree.Members(s, w.r))
 	eng.SetReplayDelay(replayDelay(s, w.r, w.n.cfg.Node))
 }
 

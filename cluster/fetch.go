@@ -55,6 +55,9 @@ func (w *worker) startFetch(f FetchFact) {
 		watch.Go(func() { w.watchFetch(ctx, job) })
 		watch.Go(func() { w.reportFetch(ctx, job) })
 		err := w.fetchLog(ctx, p, chain, job)
+		if err == nil {
+			w.reportEnd(ctx, job)
+		}
 		cancel(nil)
 		watch.Wait()
 		close(job.done)

@@ -160,6 +160,9 @@ func (n *Node) spawn(f func()) {
 // shutdownTimeout bounds a clean stop; the log makes a rude one safe.
 const shutdownTimeout = 60 * time.Second
 
+// shutdownGrace is how long a resource may take to drop everything after that.
+const shutdownGrace = time.Second
+
 // shutdown stops the workers first (they still need peers to hear their last
 // links), then the rest.
 func (n *Node) shutdown() {
@@ -174,14 +177,21 @@ func (n *Node) shutdown() {
 			w.close()
 		}
 	}
-	deadline := time.After(shutdownTimeout)
+	late, stop := context.WithTimeout(context.Background(), shutdownTimeout)
+	defer stop()
 	for _, w := range workers {
 		select {
 		case <-w.done:
-		case <-deadline:
+		case <-late.Done():
 			n.log.Error("a resource does not stop; what is missing on its disk is in its log", keyResource, string(w.r))
 			w.cancel()
-			<-w.done
+			if n.abandoned.Load() {
+				<-w.done
+			}
+			select {
+			case <-w.done:
+			case <-time.After(shutdownGrace): // a disk that answers no more
+			}
 		}
 	}
 	if n.abandoned.Load() {

@@ -32,6 +32,7 @@ type worker struct {
 	post  chan func()     // what background jobs want done in the run goroutine
 
 	sieve  sieve  // what decisions are made of
+	found  found  // logs from before this marsd
 	shared shared // what peers and background jobs look at
 
 	// recoveredOwn is recovered for other goroutines: own logs are served to their
@@ -223,6 +224,7 @@ func (w *worker) round() {
 	}
 	s := w.tree()
 	f := w.facts(s)
+	w.tune(s) // before a device can appear
 	actions := decide(s, w.r, f)
 	said := make(map[string]string)
 	w.mend(s)
@@ -237,7 +239,6 @@ func (w *worker) round() {
 		w.log.Debug("step", keyAction, a.String())
 		w.act(a)
 	}
-	w.tune(s, f)
 	w.publish(s, f, said)
 	w.looked = time.Now()
 }
@@ -254,8 +255,17 @@ func (w *worker) openChain() error {
 	if err != nil {
 		return err
 	}
+	if err := w.inherit(c); err != nil {
+		return errors.Join(err, c.Close())
+	}
 	w.shared.set(c, nil)
 	return nil
+}
+
+// found is how long logs were when this marsd first saw them.
+type found struct {
+	mu   sync.Mutex
+	size map[logfile.Name]int64
 }
 
 // facts reads this node's side.

@@ -76,6 +76,7 @@ func (e *Engine) SetConfirm(c Confirm) bool {
 	f.degraded, f.since = false, time.Time{}
 	f.count()
 	ready := f.take()
+	e.watchPatience()
 	f.mu.Unlock()
 	answer(ready, nil)
 	e.notify()

@@ -135,6 +135,16 @@ func TestConfirmNear(t *testing.T) {
 		isWaiting(t, f, "a FLUSH after they caught up")
 		must(t, w.e.Received("b", w.e.logEnd()))
 		isAnswered(t, f, "that FLUSH")
+
+		// Who waits for ever is told when the rule changes.
+		w.e.SetConfirm(Confirm{Members: 1})
+		more()
+		f = flushing(w.e)
+		time.Sleep(time.Hour)
+		isWaiting(t, f, "a FLUSH without a limit")
+		w.e.SetConfirm(Confirm{Members: 1, Patience: patience})
+		time.Sleep(2 * patience)
+		isAnswered(t, f, "that FLUSH after the limit has come")
 	})
 }
 

@@ -125,7 +125,7 @@ func (e *Engine) SetReplayDelay(d time.Duration) {
 // tooYoung is how long a record has still to wait.
 func (e *Engine) tooYoung(rec *logfile.Record) time.Duration {
 	d := time.Duration(e.replay.delay.Load())
-	if d == 0 || !e.repaired() {
+	if d == 0 || !e.repaired() || e.getMode() == Recovering {
 		return 0
 	}
 	return rec.Stamp.Add(d).Sub(e.cfg.Now())

@@ -241,7 +241,7 @@ func (s *syncWait) done(err error) {
 	}
 	s.free()
 	c.exp.inflight.Add(-int64(n))
-	c.out.post(b, n, 0)
+	c.out.postSync(b, n)
 }
 
 // maxInlineRead is the longest read that the connection's goroutine copies itself.

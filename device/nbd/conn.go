@@ -108,7 +108,7 @@ func (c *conn) transmit(secure *tls.Conn) {
 		c.log.Warn("nbd: protocol error, connection closed", keyErr, err)
 	}
 	// The backend finishes what it has; the client gets DrainTimeout to take its replies.
-	c.out.answered()
+	c.out.answered(c.srv.cfg.DrainTimeout)
 	c.stopMu.Lock()
 	c.armKiller()
 	c.stopMu.Unlock()

@@ -1,6 +1,10 @@
 package nbd
 
-import "sync"
+import (
+	"errors"
+	"sync"
+	"time"
+)
 
 // outbox are the replies of one connection on their way out, and the accounts of what it has in flight.
 //
@@ -20,6 +24,7 @@ type outbox struct {
 	writing bool
 	err     error // of the socket; nothing is sent any more
 	waiting int   // requests that workers or Backend.Sync have not yet answered
+	syncs   int   // of those: Backend.Sync
 	held    int64 // bytes: reserved for replies of those, and queued ones
 
 	// Of the writer.
@@ -78,11 +83,20 @@ func (o *outbox) reserve(n int64) {
 	o.mu.Unlock()
 }
 
-// expect counts in requests that somebody else will answer by post.
+// expect counts in requests that Backend.Sync will answer by postSync.
 func (o *outbox) expect(requests int) {
 	o.mu.Lock()
 	o.waiting += requests
+	o.syncs += requests
 	o.mu.Unlock()
+}
+
+// postSync is post for requests that were counted in by expect.
+func (o *outbox) postSync(b *buffer, requests int) {
+	o.mu.Lock()
+	o.syncs -= requests
+	o.mu.Unlock()
+	o.post(b, requests, 0)
 }
 
 // send queues replies of the connection's goroutine and writes, unless somebody else does.
@@ -215,13 +229,24 @@ func (o *outbox) fail(err error) {
 	o.w.Shutdown()
 }
 
-// answered waits until nobody will post any more.
-func (o *outbox) answered() {
+var errUnanswered = errors.New("the client has left while a FLUSH waited for more than the disk")
+
+// answered waits until nobody will post any more. For syncs it waits no longer than patience: they may wait
+// for other nodes, for ever. Their answers are dropped when they come.
+func (o *outbox) answered(patience time.Duration) {
 	o.mu.Lock()
-	for o.waiting > 0 {
+	defer o.mu.Unlock()
+	for o.waiting > o.syncs {
 		o.cond.Wait()
 	}
-	o.mu.Unlock()
+	if o.syncs == 0 {
+		return
+	}
+	enough := time.AfterFunc(patience, func() { o.fail(errUnanswered) })
+	defer enough.Stop()
+	for o.waiting > 0 && o.err == nil {
+		o.cond.Wait()
+	}
 }
 
 // drained waits until all replies are sent or the socket is broken.

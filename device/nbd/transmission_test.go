@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"mars/internal/nbdclient"
 	"mars/internal/nbdproto"
@@ -409,4 +410,32 @@ func TestGrowingDevice(t *testing.T) {
 	size = 8192
 	mu.Unlock()
 	check(t, c.Write(ctx, make([]byte, 512), 4096))
+}
+
+// TestClientLeavesAFlush: a FLUSH may wait for other nodes, for ever. Its client may go nevertheless, the server can
+// end, and the answer that comes at last meets nobody.
+func TestClientLeavesAFlush(t *testing.T) {
+	var held []func(error)
+	var mu sync.Mutex
+	b := &hookBackend{Memory: NewMemory(1 << 20), sync: func(done func(error)) {
+		mu.Lock()
+		defer mu.Unlock()
+		held = append(held, done)
+	}}
+	ts := startServer(t, Config{DrainTimeout: 50 * time.Millisecond}, Export{Name: "disk", Backend: b})
+	for i := range 3 {
+		r := ts.rawGo("disk", true)
+		check(t, r.Send(nbdclient.RequestHeader(nbdproto.CmdFlush, 0, uint64(i), 0, 0)))
+		testutil.WaitFor(t, 10*time.Second, "the FLUSH waits", func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return len(held) == i+1
+		})
+		ts.waitOpen("disk", 1)
+		r.Close()
+		ts.waitOpen("disk", 0)
+	}
+	for _, done := range held {
+		done(nil)
+	}
 }

@@ -178,6 +178,9 @@ func gate(t macro.Tree, r symlinktree.Resource, old, host string) (missing strin
 	if len(members) < 2 || old == host {
 		return "", nil
 	}
+	if v, _ := t.Get(r.TodoPath(host, symlinktree.ReplayDelay)); macro.Number(v) > 0 {
+		return "", refuse(fmt.Sprintf("marsadm set-replay-delay %s 0, then again", r), "%s replays only what is %s s old", host, v)
+	}
 	if v, _ := t.Get(r.ActualPath(host, "replay-code")); macro.Number(v) < 0 {
 		return "", refuse(fmt.Sprintf("look at marsadm view %s", r), "replay has stopped on %s with an error: %s", host, macro.ErrnoText(v))
 	}
