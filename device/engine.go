@@ -32,8 +32,8 @@ type Engine struct {
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
 
-	ctl     sync.Mutex // one control operation at a time
-	damaged error      // the own logs could not be recovered; guarded by ctl
+	ctl     longMutex // one control operation at a time
+	damaged error     // the own logs could not be recovered; guarded by ctl
 
 	// logMu is held for reading while something is appended or synced, for writing
 	// to change the writer.

@@ -18,7 +18,7 @@ import (
 type replayer struct {
 	// busy is held by whoever ingests: the loop for one portion, Recover for all
 	// of its run, full sync while it copies a chunk that replay keeps touching.
-	busy   sync.Mutex
+	busy   longMutex
 	reader *logfile.Reader // of the log at the end of the index; guarded by busy
 	name   logfile.Name
 	young  *young       // the record that reader has read last, if it is not old enough; guarded by busy

@@ -21,7 +21,7 @@ type writeback struct {
 	kick   chan struct{}
 	forced atomic.Int32 // somebody waits for a clean disk
 	full   atomic.Bool  // a writer waits for room
-	cycle  sync.Mutex   // held while a layer is chosen and written
+	cycle  longMutex    // held while a layer is chosen and written
 
 	announced int64 // end of the zone that the journal knows for the log of applied; guarded by cycle
 }
