@@ -23,7 +23,8 @@ type machine struct {
 	n      *Node
 	cmd    *exec.Cmd
 	done   chan struct{}
-	pid    int // of systemd
+	pid    int  // of systemd
+	up     bool // it has come up
 	cgroup string
 }
 
@@ -109,6 +110,7 @@ func boot(n *Node) *machine {
 			skip(n.t, "systemd does not come up in namespaces here: "+oneLine(m.console()))
 		}
 	}
+	m.up = true
 	// marsadm is called on that machine.
 	n.Bin = n.Path("bin")
 	writeFile(n.t, filepath.Join(n.Bin, "marsadm"), 0o755, "#!/bin/sh\nexec "+strings.Join(m.enter(), " ")+" "+filepath.Join(bin, "marsadm")+" \"$@\"\n")
@@ -172,7 +174,7 @@ func (m *machine) off() {
 	select {
 	case <-m.done:
 	default:
-		if m.pid != 0 {
+		if m.up {
 			if out, err := m.run("sh", "-c", cutFuse); err != nil {
 				m.n.t.Errorf("%s: fuse: %v: %s", m.n.Name, err, out)
 			}
