@@ -53,57 +53,56 @@ func (w *worker) reportFetch(ctx context.Context, job *fetchJob) {
 		case <-tick.C:
 		case <-job.arrived:
 		}
-		if pos := w.trusted(job); pos != reported && w.report(ctx, job, pos) {
-			reported = pos // else again with the next bytes, or the next tick
-		}
+		reported = w.report(ctx, job, reported)
 	}
 }
 
-// report tells the author of a log how much of it is here, if it wants to know.
-func (w *worker) report(ctx context.Context, job *fetchJob, pos int64) bool {
-	s := w.tree()
-	if syncMode(s, w.r).Members == 0 {
-		return false
+// report tells the author of a log how much of it is here, if it wants to know and has not heard it yet. It returns
+// what the author knows then.
+func (w *worker) report(ctx context.Context, job *fetchJob, reported int64) int64 {
+	if !w.reports.Load() {
+		return reported
+	}
+	pos := w.trusted(job)
+	if pos == reported {
+		return reported
 	}
 	// Who could not take over has nothing to offer.
-	if in := readIntent(s, w.r, w.n.cfg.Node); !in.consistent() {
-		return false
+	if in := readIntent(w.tree(), w.r, w.n.cfg.Node); !in.consistent() {
+		return reported
 	}
 	p := w.n.peer(job.what.Log.Host)
 	if p == nil {
-		return false
+		return reported
 	}
-	err := p.client.Received(ctx, string(w.r), job.what.Log.String(), pos)
-	if err != nil {
+	if err := p.client.Received(ctx, string(w.r), job.what.Log.String(), pos); err != nil {
 		w.log.Debug("report of what was received", keyLog, job.what.Log.String(), keyErr, err)
+		return reported // again with the next bytes, or the next tick
 	}
-	return err == nil
+	return pos
 }
 
 // reportEnd reports a log that is complete, before its successor is asked for.
 func (w *worker) reportEnd(ctx context.Context, job *fetchJob) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	w.report(ctx, job, w.trusted(job))
+	w.report(ctx, job, -1)
 }
 
 // trusted is how much of a log is here for sure. What was there when this marsd started may have lost its content in
 // a power cut until replay has read it, and so may what is behind a damage.
 func (w *worker) trusted(job *fetchJob) int64 {
-	pos := job.pos.Load()
 	_, eng := w.shared.get()
 	if eng == nil {
 		return 0
 	}
-	st := eng.Status()
-	read := st.IngestEnd
-	if (read.Log.Seq > job.what.Log.Seq || read.Log == job.what.Log && read.Offset >= w.inherited(job.what.Log)) && st.ReplayErr == nil {
+	log, pos, st := job.what.Log, job.pos.Load(), eng.Status()
+	read, old := st.IngestEnd, w.inherited(log)
+	sure := old == 0 || read.Log.Seq > log.Seq || read.Log == log && read.Offset >= old
+	switch {
+	case sure && st.ReplayErr == nil:
 		return pos
-	}
-	if w.inherited(job.what.Log) == 0 && st.ReplayErr == nil {
-		return pos
-	}
-	if read.Log == job.what.Log {
+	case read.Log == log:
 		return min(pos, read.Offset)
 	}
 	return 0
@@ -140,6 +139,7 @@ func (w *worker) tune(s *symlinktree.Snapshot) {
 		return
 	}
 	m := syncMode(s, w.r)
+	w.reports.Store(m.Members > 0)
 	if eng.SetConfirm(device.Confirm{Members: m.Members, Patience: m.Patience}) {
 		w.log.Info("what FLUSH waits for", "mode", m.String())
 	}

@@ -9,6 +9,15 @@ import (
 	"mars/symlinktree"
 )
 
+// members are a primary and a secondary of r that has everything.
+func members(t *testing.T, r string) (a, b *testNode) {
+	a, b = newPair(t, nil)
+	a.create(r)
+	b.join(r, "a")
+	b.await("all is replayed", func() bool { return settled(a, b, r) })
+	return a, b
+}
+
 // flushAsync starts a FLUSH.
 func flushAsync(c *nbdclient.Client) <-chan error {
 	ended := make(chan error, 1)
@@ -24,10 +33,7 @@ func flushAsync(c *nbdclient.Client) <-chan error {
 // answered after a while without it, which is shown until the member has caught up.
 func TestSyncModes(t *testing.T) {
 	const r = "r0"
-	a, b := newPair(t, nil)
-	a.create(r)
-	b.join(r, "a")
-	b.await("all is replayed", func() bool { return settled(a, b, r) })
+	a, b := members(t, r)
 	if got := a.get("resource-r0/actual-a/sync-mode"); got != "" {
 		t.Errorf("a resource that nobody gave a mode shows %q", got)
 	}
@@ -91,10 +97,7 @@ func TestSyncModes(t *testing.T) {
 // TestReplayDelayByLinks: a delayed member has the log and not the data, until the delay is taken away, or it shall be primary.
 func TestReplayDelayByLinks(t *testing.T) {
 	const r = "r0"
-	a, b := newPair(t, nil)
-	a.create(r)
-	b.join(r, "a")
-	b.await("all is replayed", func() bool { return settled(a, b, r) })
+	a, b := members(t, r)
 	b.put("resource-r0/todo-b/replay-delay", "3600")
 	before := b.diskSum()
 	c := a.device(r)

@@ -31,9 +31,11 @@ type worker struct {
 	ready chan completion // the transition under way has ended
 	post  chan func()     // what background jobs want done in the run goroutine
 
-	sieve  sieve  // what decisions are made of
-	found  found  // logs from before this marsd
-	shared shared // what peers and background jobs look at
+	sieve sieve // what decisions are made of
+	found found // logs from before this marsd
+	// reports: a primary waits for what this node receives (sync-mode).
+	reports atomic.Bool
+	shared  shared // what peers and background jobs look at
 
 	// recoveredOwn is recovered for other goroutines: own logs are served to their
 	// end; before, only as far as they were published.
