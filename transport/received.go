@@ -10,12 +10,8 @@ import (
 
 // received takes the report of a peer about a log of this node.
 func (c *call) received() error {
-	resource, err := c.resource()
+	resource, name, err := c.resourceLog()
 	if err != nil {
-		return err
-	}
-	name := c.r.PathValue("log")
-	if err := checkLogName(name); err != nil {
 		return err
 	}
 	length, err := c.length("length")

@@ -32,14 +32,19 @@ func checkLogName(name string) error {
 	return nil
 }
 
+// resourceLog is the logfile that a request is about.
+func (c *call) resourceLog() (resource, name string, err error) {
+	if resource, err = c.resource(); err != nil {
+		return "", "", err
+	}
+	name = c.r.PathValue("log")
+	return resource, name, checkLogName(name)
+}
+
 // log is a subscription to one logfile.
 func (c *call) log() error {
-	resource, err := c.resource()
+	resource, name, err := c.resourceLog()
 	if err != nil {
-		return err
-	}
-	name := c.r.PathValue("log")
-	if err := checkLogName(name); err != nil {
 		return err
 	}
 	off, err := c.length("offset")
