@@ -114,6 +114,14 @@ func (r *replayer) drop() {
 	}
 }
 
+// next is where the first record begins that has not been taken. busy is held, and there is a reader.
+func (r *replayer) next() int64 {
+	if r.young != nil {
+		return r.young.rec.Offset
+	}
+	return r.reader.Offset()
+}
+
 // SetReplayDelay makes replay leave alone what is younger than d. The repair of a dirty zone
 // does not wait. 0: replay takes what there is.
 func (e *Engine) SetReplayDelay(d time.Duration) {
@@ -365,7 +373,7 @@ func (e *Engine) ingest(ctx context.Context, limit int64, opt logfile.ReaderOpti
 	if limit <= pos.Offset {
 		return io.EOF
 	}
-	if r.reader == nil || r.name != pos.Log || r.young == nil && r.reader.Offset() != pos.Offset || r.young != nil && r.young.rec.Offset != pos.Offset {
+	if r.reader == nil || r.name != pos.Log || r.next() != pos.Offset {
 		r.drop()
 		opt.Start, opt.End, opt.MaxPos = pos.Offset, limit, e.Size()
 		rd, err := e.chain.NewReader(pos.Log, opt)

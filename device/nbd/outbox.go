@@ -92,12 +92,7 @@ func (o *outbox) expect(requests int) {
 }
 
 // postSync is post for requests that were counted in by expect.
-func (o *outbox) postSync(b *buffer, requests int) {
-	o.mu.Lock()
-	o.syncs -= requests
-	o.mu.Unlock()
-	o.post(b, requests, 0)
-}
+func (o *outbox) postSync(b *buffer, requests int) { o.deliver(b, requests, requests, 0) }
 
 // send queues replies of the connection's goroutine and writes, unless somebody else does.
 func (o *outbox) send(list []*buffer) {
@@ -110,9 +105,12 @@ func (o *outbox) send(list []*buffer) {
 }
 
 // post queues a reply to requests that were counted in with reserved bytes. It never waits.
-func (o *outbox) post(b *buffer, requests int, reserved int64) {
+func (o *outbox) post(b *buffer, requests int, reserved int64) { o.deliver(b, requests, 0, reserved) }
+
+func (o *outbox) deliver(b *buffer, requests, syncs int, reserved int64) {
 	o.mu.Lock()
 	o.waiting -= requests
+	o.syncs -= syncs
 	o.held -= reserved
 	one := [1]*buffer{b}
 	mine := o.put(one[:])
