@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"strings"
 	"time"
 
 	"mars/logfile"
@@ -170,14 +169,14 @@ const minRotate = 1 << 20
 // holed reports whether this node's own history has a hole just before its current log.
 func (d *decision) holed() bool {
 	l, ok := d.chain.bySeq[d.f.Current.Seq-1][d.f.Node]
-	return ok && d.f.Current.Host == d.f.Node && isHole(l)
+	return ok && d.f.Current.Host == d.f.Node && l.IsHole()
 }
 
 // hole is the gap in front of which this node stands: the log behind the current one was never written.
 func (d *decision) hole() (host string, found bool) {
 	for seq, hosts := range d.chain.bySeq {
 		for h, l := range hosts {
-			if seq > d.f.Current.Seq && h != d.f.Node && l.Origin == h && isHole(l) {
+			if seq > d.f.Current.Seq && h != d.f.Node && l.Origin == h && l.IsHole() {
 				if host == "" || h < host {
 					host, found = h, true
 				}
@@ -185,11 +184,6 @@ func (d *decision) hole() (host string, found bool) {
 		}
 	}
 	return host, found
-}
-
-// isHole: the first version link of a resource looks the same, but has a lower number than any log.
-func isHole(v symlinktree.Version) bool {
-	return v.Digest == symlinktree.ZeroDigest && v.Pos == 0 && strings.TrimRight(v.Prev, ":") == ""
 }
 
 // atHole is said instead of going on. A member that has given data to its disk alone can

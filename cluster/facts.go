@@ -146,7 +146,7 @@ func readIntent(s *symlinktree.Snapshot, r symlinktree.Resource, node string) in
 		maxNr:      int(symlinktree.LeadingInt(str(r.MaxNrPath()))),
 	}
 	in.member = in.disk != ""
-	in.prefer = strings.FieldsFunc(str(r.ConnectPath(node)), func(c rune) bool { return c == ',' || c == ' ' })
+	in.prefer = splitList(str(r.ConnectPath(node)))
 	if v, err := symlinktree.ParseReplay(str(r.ReplayPath(node))); err == nil {
 		in.pos, in.posOK = v, true
 	}
@@ -154,6 +154,11 @@ func readIntent(s *symlinktree.Snapshot, r symlinktree.Resource, node string) in
 		in.syncPos, in.syncPosOK = v, true
 	}
 	return in
+}
+
+// splitList reads the value of a preference list.
+func splitList(v string) []string {
+	return strings.FieldsFunc(v, func(c rune) bool { return c == ',' || c == ' ' })
 }
 
 // consistent is P4's word for this node: the sync is over and replay has passed

@@ -194,13 +194,9 @@ func (n *Node) shutdown() {
 			}
 		}
 	}
-	if n.abandoned.Load() {
-		n.exports.close()
-		n.server.Close()
-		n.wg.Wait()
-		return
+	if !n.abandoned.Load() {
+		n.put(symlinktree.ActualPath(n.cfg.Node, "alive"), "0")
 	}
-	n.put(symlinktree.ActualPath(n.cfg.Node, "alive"), "0")
 	n.exports.close()
 	n.server.Close()
 	n.wg.Wait()
@@ -427,11 +423,16 @@ func (n *Node) worker(r symlinktree.Resource) *worker {
 	return n.workers[r]
 }
 
-// kickAll wakes every resource: a peer appeared or fell silent.
-func (n *Node) kickAll() {
+// allWorkers are those of all resources.
+func (n *Node) allWorkers() []*worker {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, w := range n.workers {
+	return slices.Collect(maps.Values(n.workers))
+}
+
+// kickAll wakes every resource: a peer appeared or fell silent.
+func (n *Node) kickAll() {
+	for _, w := range n.allWorkers() {
 		w.kick()
 	}
 }

@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -84,7 +83,7 @@ func (n *Node) syncLimit() (limit int, prefer []string) {
 	v, _ := s.Get(symlinktree.HostDefaultsPath(n.cfg.Node, "sync-limit"))
 	p, _ := s.Get(symlinktree.HostDefaultsPath(n.cfg.Node, "sync-pref-list"))
 	if p != "" && p != symlinktree.NoHost {
-		prefer = strings.FieldsFunc(p, func(r rune) bool { return r == ',' || r == ' ' })
+		prefer = splitList(p)
 	}
 	return int(symlinktree.LeadingInt(v)), prefer
 }
@@ -98,11 +97,8 @@ func (w *worker) syncTurn(s *symlinktree.Snapshot, alive map[string]bool) bool {
 	if in := readIntent(s, w.r, w.n.cfg.Node); in.synced >= in.size {
 		return true
 	}
-	w.n.mu.Lock()
-	workers := slices.Collect(maps.Values(w.n.workers))
-	w.n.mu.Unlock()
 	var wishes []syncWish
-	for _, o := range workers {
+	for _, o := range w.n.allWorkers() {
 		wish := syncWish{r: o.r, running: w.n.slots.has(o.r)}
 		in := readIntent(s, o.r, w.n.cfg.Node)
 		if in.synced >= in.size && !wish.running {

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -223,9 +221,7 @@ func (n *Node) lookAtSpace() {
 		return
 	}
 	reserves := n.cfg.Reserves
-	n.mu.Lock()
-	workers := slices.Collect(maps.Values(n.workers))
-	n.mu.Unlock()
+	workers := n.allWorkers()
 	limits := n.emergencyLimits(workers)
 	if len(limits) > 0 || free < reserves.threshold(LevelWarn, total) {
 		free += n.allocatedAhead(workers)

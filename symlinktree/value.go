@@ -141,6 +141,12 @@ func (v Version) Predecessor() (p Version, ok bool) {
 	return p, err == nil
 }
 
+// IsHole: writing went on without a log before the next one (emergency mode, reference 4.20). The first version link of
+// a resource looks the same, but has a lower number than any log, and nothing of the same life in front of it.
+func (v Version) IsHole() bool {
+	return v.Digest == ZeroDigest && v.Pos == 0 && strings.Trim(v.Prev, ":") == ""
+}
+
 // ParseVersion is the exact inverse of String. It checks the syntax of both
 // halves; the digest can only be checked with the full value of the predecessor.
 func ParseVersion(s string) (Version, error) {

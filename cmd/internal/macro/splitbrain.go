@@ -95,13 +95,6 @@ func versionOf(t Tree, r symlinktree.Resource, n int, host string) (symlinktree.
 	return ver, err == nil
 }
 
-// isHole: writing went on without a log before the next one (emergency mode, reference
-// symlink-tree 4.20). The first version link of a resource looks the same: in front of
-// it there is nothing of the same life.
-func isHole(v symlinktree.Version) bool {
-	return v.Digest == symlinktree.ZeroDigest && v.Pos == 0 && strings.Trim(v.Prev, ":") == ""
-}
-
 // step is how a walk gets on.
 type step int
 
@@ -123,7 +116,7 @@ func back(t Tree, r symlinktree.Resource, p position) (position, step) {
 			return to, stepLog
 		}
 	}
-	if ok && isHole(ver) {
+	if ok && ver.IsHole() {
 		return overHole(t, r, ver, to)
 	}
 	if ver, ok := versionOf(t, r, p.seq-1, p.host); ok && ver.Seq < p.seq {
