@@ -36,10 +36,7 @@ func setEmergencyLimit(_ context.Context, j *job) error {
 }
 
 func getEmergencyLimit(_ context.Context, j *job) error {
-	if v, ok := j.tree.Get(j.r.TodoPath(j.host, symlinktree.SwitchEmergencyLimit)); ok {
-		j.print("%s\n", v)
-	}
-	return nil
+	return j.printLink(j.r.TodoPath(j.host, symlinktree.SwitchEmergencyLimit))
 }
 
 func setSyncLimit(_ context.Context, s *session, args []string) error {

@@ -51,6 +51,14 @@ func (s *session) printLink(path string) error {
 	return nil
 }
 
+// printLinkOr prints a parameter, or what holds if it is not set.
+func (s *session) printLinkOr(path, standard string) error {
+	if !has(s.tree, path) {
+		s.print("%s\n", standard)
+	}
+	return s.printLink(path)
+}
+
 // flagName is an algorithm bit of the tree (reference symlink-tree 1.1).
 type flagName struct {
 	name string

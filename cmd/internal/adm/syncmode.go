@@ -48,12 +48,7 @@ func setSyncMode(_ context.Context, j *job) error {
 }
 
 func getSyncMode(_ context.Context, j *job) error {
-	v, ok := j.tree.Get(j.r.SyncModePath())
-	if !ok {
-		v = symlinktree.SyncMode{}.String()
-	}
-	j.print("%s\n", v)
-	return nil
+	return j.printLinkOr(j.r.SyncModePath(), symlinktree.SyncMode{}.String())
 }
 
 // maxReplayDelay keeps the delay within what clocks and logs can hold: ten years.
@@ -71,10 +66,5 @@ func setReplayDelay(_ context.Context, j *job) error {
 }
 
 func getReplayDelay(_ context.Context, j *job) error {
-	v, ok := j.tree.Get(j.r.TodoPath(j.host, symlinktree.ReplayDelay))
-	if !ok {
-		v = "0"
-	}
-	j.print("%s\n", v)
-	return nil
+	return j.printLinkOr(j.r.TodoPath(j.host, symlinktree.ReplayDelay), "0")
 }

@@ -59,7 +59,7 @@ func getTrafficLimit(_ context.Context, s *session, _ []string) error {
 	}
 	for _, dir := range dirs {
 		for _, e := range s.tree.List(dir) {
-			if strings.HasPrefix(filepath.Base(e.Path), symlinktree.TrafficLimit) && e.Value != symlinktree.Deleted {
+			if strings.HasPrefix(filepath.Base(e.Path), symlinktree.TrafficLimit) {
 				s.print("%s %s\n", e.Path, e.Value)
 			}
 		}

@@ -11,15 +11,9 @@ import (
 	"mars/symlinktree"
 )
 
-// Bounds of the age of the own heartbeat.
-const (
-	// freshAge: marsd renews its time link every second; older than this means that
-	// it does not run.
-	freshAge = 5 * time.Second
-	// goneAge: during a wait marsd may be slow; older than this means that it is gone
-	// and the wait is pointless.
-	goneAge = 15 * time.Second
-)
+// goneAge bounds the age of the own heartbeat: during a wait marsd may be slow, more so than macro.FreshAge; older
+// than this means that it is gone and the wait is pointless.
+const goneAge = 15 * time.Second
 
 // heartbeatAge is how old the latest sign of life of marsd on this node is.
 func heartbeatAge(t macro.Tree, node string, now symlinktree.Stamp) (time.Duration, bool) {
@@ -35,7 +29,7 @@ func heartbeatAge(t macro.Tree, node string, now symlinktree.Stamp) (time.Durati
 func daemonRuns(t macro.Tree, node string, now symlinktree.Stamp) bool {
 	age, ok := heartbeatAge(t, node, now)
 	alive, said := t.Get(symlinktree.ActualPath(node, "alive"))
-	return ok && age <= freshAge && (!said || alive != "0")
+	return ok && age <= macro.FreshAge && (!said || alive != "0")
 }
 
 func (s *session) daemonRuns() bool {

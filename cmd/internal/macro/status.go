@@ -22,11 +22,12 @@ func (c *Context) killed(host string) bool {
 		return false
 	}
 	age, known := c.aliveAge(host)
-	return !known || age > beatAge
+	return !known || age > FreshAge
 }
 
-// beatAge is a generous multiple of the second after which marsd gives its next sign of life.
-const beatAge = 5 * time.Second
+// FreshAge is a generous multiple of the second after which marsd renews its time link: older than this
+// means that it does not run.
+const FreshAge = 5 * time.Second
 
 // diskPresent is 1, 0, or empty when host has no data link. What another machine
 // has cannot be seen from here; its actsize link is its word that it is there.
